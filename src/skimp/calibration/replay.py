@@ -1,0 +1,194 @@
+"""Run a model layer by layer, so that work before a change is never done twice.
+
+Documents are padded on the right: under a causal mask real tokens never see what follows them, so
+no attention mask is needed and pad positions are simply not scored. The layers run are the modules
+that stand in the model at construction; what surgery does *inside* a layer is seen, carving is not
+to happen meanwhile.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skimp.models.anatomy import Kind
+from skimp.models.families import Branch, Family
+from skimp.models.reading import family_of
+from skimp.models.surgery import Surgery
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids [B, S], padded on the right, and which of them are real [B, S]."""
+
+    ids: Tensor
+    real: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return int(self.real.sum())
+
+
+def pack(documents: Sequence[Tensor], *, tokens: int = 4096) -> list[Batch]:
+    """Batches of similar length with at most `tokens` entries each; order by length."""
+    batches: list[Batch] = []
+    rows: list[Tensor] = []
+    for document in sorted(documents, key=len):
+        if rows and (len(rows) + 1) * len(document) > tokens:
+            batches.append(_pad(rows))
+            rows = []
+        rows.append(document)
+    if rows:
+        batches.append(_pad(rows))
+    return batches
+
+
+def _pad(rows: list[Tensor]) -> Batch:
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    real = torch.zeros(len(rows), width, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        real[index, : len(row)] = True
+    return Batch(ids, real)
+
+
+class _StandIn(nn.Module):
+    """Stands in a layer's place, and answers for the layer where the model asks it for more."""
+
+    def __init__(self, layer: nn.Module, outputs: int) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer
+        self.outputs = outputs
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["layer"], name)
+
+    def pack(self, hidden: Tensor) -> Any:
+        return hidden if self.outputs == 1 else (hidden, *[None] * (self.outputs - 1))
+
+
+class _Recorder(_StandIn):
+    """Passes the hidden state on and keeps the other arguments."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = kwargs.pop("hidden_states", None)
+        if hidden is None:
+            hidden, args = args[0], args[1:]
+        self.__dict__["call"] = (args, kwargs)
+        self.__dict__["hidden"] = hidden
+        return self.pack(hidden)
+
+
+class _Emitter(_StandIn):
+    """Emits a given hidden state, whatever enters."""
+
+    def __init__(self, hidden: Tensor, layer: nn.Module, outputs: int) -> None:
+        super().__init__(layer, outputs)
+        self.__dict__["hidden"] = hidden
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.pack(self.hidden)
+
+
+class Replay:
+    """A model taken apart into entry, layers and head, over fixed batches.
+
+    `layers` are the decoder blocks in order; `entry[b]` is the hidden state [B, S, d] that enters
+    the first of them in batch b.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+        self.model: Any = model
+        self.family: Family = family_of(model)
+        parent, _, name = self.family.layers.rpartition(".")
+        self._parent, self._name = model.get_submodule(parent), name
+        self.layers: list[nn.Module] = list(model.get_submodule(self.family.layers).children())
+        self.device = next(model.parameters()).device
+        self.batches = [Batch(b.ids.to(self.device), b.real.to(self.device)) for b in batches]
+        recorded = [self._record(batch) for batch in self.batches]
+        self.entry: list[Tensor] = [entry for entry, _ in recorded]
+        self._calls = [calls for _, calls in recorded]
+
+    @torch.no_grad()
+    def layer(self, index: int, hidden: Tensor, batch: int) -> Tensor:
+        """Hidden state [B, S, d] after layer `index`, from the one before it."""
+        args, kwargs = self._calls[batch][index]
+        output = self.layers[index](hidden, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def run(self, hidden: Tensor, batch: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """Hidden state after layers `start` to `stop` (exclusive; default: all)."""
+        for index in range(start, len(self.layers) if stop is None else stop):
+            hidden = self.layer(index, hidden, batch)
+        return hidden
+
+    @torch.no_grad()
+    def logits(self, rows: Tensor) -> Tensor:
+        """Final norm, head and whatever the family does to logits: [n, d] to [n, V]."""
+        emit = _Emitter(rows[None], self.layers[0], self.family.layer_outputs)
+        ids = torch.zeros(1, rows.shape[0], dtype=torch.long, device=self.device)
+        with self._in_place_of_layers([emit]):
+            return self.model(input_ids=ids, use_cache=False).logits[0]
+
+    @torch.no_grad()
+    def branch_io(
+        self, index: int, kind: Kind, hidden: Tensor, batch: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(branch input after its norm, branch output, hidden state after the layer).
+
+        All [B, S, d]; the output is what is added to the residual stream, post-norm included.
+        """
+        branch: Branch = getattr(self.family, kind)
+        layer = self.layers[index]
+        seen: dict[str, Tensor] = {}
+
+        def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            seen["input"] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+
+        def after(_: nn.Module, __: Any, output: Any) -> None:
+            seen["output"] = output[0] if isinstance(output, tuple) else output
+
+        first = layer.get_submodule(branch.modules[0])
+        last = layer.get_submodule((*branch.modules, *branch.after)[-1])
+        handles = [
+            first.register_forward_pre_hook(before, with_kwargs=True),
+            last.register_forward_hook(after),
+        ]
+        try:
+            result = self.layer(index, hidden, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        shape = hidden.shape
+        return seen["input"].reshape(shape), seen["output"].reshape(shape), result
+
+    @torch.no_grad()
+    def _record(self, batch: Batch) -> tuple[Tensor, list[tuple[tuple, dict[str, Any]]]]:
+        outputs = self.family.layer_outputs
+        recorders = [_Recorder(layer, outputs) for layer in self.layers]
+        with self._in_place_of_layers(recorders):
+            self.model(input_ids=batch.ids, use_cache=False, **self._few_logits())
+        return recorders[0].hidden, [recorder.call for recorder in recorders]
+
+    def _few_logits(self) -> dict[str, int]:
+        names = inspect.signature(self.model.forward).parameters
+        return {"logits_to_keep": 1} if "logits_to_keep" in names else {}
+
+    @contextmanager
+    def _in_place_of_layers(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        surgery = Surgery()
+        try:
+            surgery.set(self._parent, self._name, nn.ModuleList(modules))
+            if len(modules) < len(self.layers):
+                surgery.set(self.model.config, "num_hidden_layers", len(modules))
+            yield
+        finally:
+            surgery.undo()

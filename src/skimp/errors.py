@@ -1,0 +1,29 @@
+"""Errors that a user can act on.
+
+Every message is one sentence that names the field or file at fault and the remedy. The command
+line prints it without a traceback; library users catch :class:`SkimpError`.
+"""
+
+
+class SkimpError(Exception):
+    """Base of everything skimp raises on purpose."""
+
+
+class LoadError(SkimpError):
+    """A model, tokenizer or file cannot be loaded."""
+
+
+class PlanError(SkimpError):
+    """A plan is malformed or does not fit the model; the message names the field."""
+
+
+class CalibrationError(SkimpError):
+    """Calibration text is missing, empty or too short."""
+
+
+class EvaluationError(SkimpError):
+    """A task, metric or data file cannot be used."""
+
+
+class WorkloadError(SkimpError):
+    """A workload cannot be parsed or does not fit the model or the memory."""

@@ -1,0 +1,1 @@
+"""Methods of leaving something out: one folder each, found by `registry`."""

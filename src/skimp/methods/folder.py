@@ -1,0 +1,172 @@
+"""Write a planned model as a folder that loads without skimp, and read such a folder back.
+
+The folder holds safetensors, the tokenizer, the plan, and one small modelling file: a copy of
+:mod:`skimp.models.carve` under a subclass of the family's own transformers class. Its model type is
+not the family's, so that a loader without remote code refuses it instead of silently making up the
+weights that were left out.
+"""
+
+import inspect
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import skimp
+from skimp.errors import LoadError, PlanError, SkimpError
+from skimp.models import carve
+from skimp.plan import Plan
+
+MODELLING = "modeling_planned"
+PLAN = "plan.yaml"
+_HEADER = '''"""A {family} model with sublayers left out, written by skimp {version}.
+
+Load with AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True); nothing but
+transformers and torch is needed. What was left out stands in config.json and plan.yaml.
+"""
+'''
+_FOOTER = '''
+
+from transformers import {config} as _Config  # noqa: E402
+from transformers import {model} as _Model  # noqa: E402
+
+
+class PlannedConfig(_Config):
+    """The family's config with the layout of what was left out under `skimp`."""
+
+    model_type = "{model_type}"
+
+
+class PlannedForCausalLM(planned_class(_Model)):
+    """The family's model, built without what was left out."""
+
+    config_class = PlannedConfig
+'''
+
+
+def save(model: nn.Module, tokenizer: Any, plan: Plan, folder: str | Path) -> None:
+    """Write `model`, on which `plan` stands, to `folder`.
+
+    The folder appears whole or not at all. An empty plan gives a plain transformers folder.
+
+    Raises:
+        SkimpError: the folder exists and is not empty, or cannot be written.
+        PlanError: the plan's methods cannot be stored in a model folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SkimpError(f"{folder}: already exists and is not an empty folder; name another.")
+    config: Any = model.config
+    if getattr(config, "skimp", None) is None and any(plan.sections.values()):
+        raise PlanError("model: the plan is not applied to it; use `skimp.apply` before saving.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            part = Path(temporary) / "model"
+            part.mkdir()
+            _write(model, tokenizer, plan, part)
+            if folder.exists():
+                folder.rmdir()
+            shutil.move(part, folder)
+    except OSError as error:
+        raise SkimpError(f"{folder}: cannot be written ({error.strerror or error}).") from None
+
+
+def load_planned(
+    folder: Path, *, dtype: torch.dtype, device: torch.device
+) -> tuple[nn.Module, Plan]:
+    """Build the model of a folder that `save` wrote, without running the code inside it.
+
+    Raises:
+        LoadError: the folder's config or weights are damaged or not what skimp writes.
+    """
+    import transformers
+
+    data = _read_config(folder)
+    block = data["skimp"]
+    try:
+        config_base = getattr(transformers, block["config_class"])
+        model_base = getattr(transformers, block["model_class"])
+        if not issubclass(model_base, transformers.PreTrainedModel):
+            raise LoadError(f"{folder}/config.json: skimp.model_class: is no transformers model.")
+        config_class = type("PlannedConfig", (config_base,), {"model_type": data["model_type"]})
+        model_class: Any = carve.planned_class(model_base)
+        model_class.config_class = config_class
+        config = config_class.from_dict(data)
+        model, report = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise LoadError(
+            f"{folder}/config.json: skimp: the layout is damaged ({error}); write the folder anew "
+            "with `skimp apply`."
+        ) from None
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
+    if wrong:
+        raise LoadError(
+            f"{folder}: its weights do not fit its config, first at {sorted(wrong)[0]}."
+        )
+    return model.to(device).eval(), Plan.read(folder / PLAN)
+
+
+def _write(model: Any, tokenizer: Any, plan: Plan, folder: Path) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    config = model.config
+    block = getattr(config, "skimp", None)
+    if block is None:
+        model.save_pretrained(folder)
+    else:
+        data = config.to_dict()
+        family = config.model_type
+        data["model_type"] = f"skimp_{family}"
+        data["architectures"] = ["PlannedForCausalLM"]
+        data["auto_map"] = {
+            "AutoConfig": f"{MODELLING}.PlannedConfig",
+            "AutoModelForCausalLM": f"{MODELLING}.PlannedForCausalLM",
+        }
+        names = {"config": type(config).__name__, "model": type(model).__name__}
+        data["skimp"] = {
+            **block,
+            "config_class": names["config"],
+            "model_class": names["model"],
+        }
+        (folder / "config.json").write_text(json.dumps(data, indent=2, default=str) + "\n")
+        body = inspect.getsource(carve)
+        text = _HEADER.format(family=family, version=skimp.__version__) + body.split('"""', 2)[2]
+        text += _FOOTER.format(**names, model_type=data["model_type"])
+        (folder / f"{MODELLING}.py").write_text(text)
+        save_torch_state_dict(model.state_dict(), folder, shared_tensors_to_discard=_tied(model))
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    plan.write(folder / PLAN)
+
+
+def _tied(model: Any) -> list[str]:
+    """Names of weights that share storage with another and are rebuilt on loading."""
+    keys = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", {})
+    return sorted(keys) if getattr(model.config, "tie_word_embeddings", False) else []
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.json"
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{path}: cannot be read ({error}).") from None
+    block = data.get("skimp")
+    if not isinstance(block, dict) or not isinstance(block.get("layout"), dict):
+        raise LoadError(f"{path}: skimp: is not what `skimp apply` writes.")
+    return data

@@ -1,0 +1,1 @@
+"""Models: loading them, and knowing what is in them."""
