@@ -7,10 +7,10 @@ to happen meanwhile.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,49 @@ class _Emitter(_StandIn):
         return self.pack(self.hidden)
 
 
+class BranchTrace(NamedTuple):
+    """What a branch met, all [B, S, d]: residual state before it, normalised input, contribution.
+
+    The contribution is what is added to the residual stream, post-norm included.
+    """
+
+    state: Tensor
+    input: Tensor
+    output: Tensor
+
+
+class _Watch:
+    """Hooks on one branch of one layer."""
+
+    def __init__(self, layer: nn.Module, branch: Branch) -> None:
+        first = layer.get_submodule(branch.modules[0])
+        entry = layer.get_submodule((*branch.before, *branch.modules)[0])
+        last = layer.get_submodule((*branch.modules, *branch.after)[-1])
+        self.state = self.input = self.output = torch.empty(0)
+        self._handles = [
+            entry.register_forward_pre_hook(self._enter, with_kwargs=True),
+            first.register_forward_pre_hook(self._read, with_kwargs=True),
+            last.register_forward_hook(self._write),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.state = _hidden(args, kwargs)
+
+    def _read(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.input = _hidden(args, kwargs)
+
+    def _write(self, _: nn.Module, __: Any, output: Any) -> None:
+        self.output = output[0] if isinstance(output, tuple) else output
+
+
+def _hidden(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+
+
 class Replay:
     """A model taken apart into entry, layers and head, over fixed batches.
 
@@ -139,36 +182,27 @@ class Replay:
             return self.model(input_ids=ids, use_cache=False).logits[0]
 
     @torch.no_grad()
-    def branch_io(
-        self, index: int, kind: Kind, hidden: Tensor, batch: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(branch input after its norm, branch output, hidden state after the layer).
+    def watch(
+        self, index: int, kinds: Iterable[Kind], hidden: Tensor, batch: int
+    ) -> tuple[dict[Kind, BranchTrace], Tensor]:
+        """Run layer `index` and report what the branches in `kinds` read and wrote.
 
-        All [B, S, d]; the output is what is added to the residual stream, post-norm included.
+        Returns the traces and the hidden state [B, S, d] after the layer.
         """
-        branch: Branch = getattr(self.family, kind)
         layer = self.layers[index]
-        seen: dict[str, Tensor] = {}
-
-        def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            seen["input"] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-
-        def after(_: nn.Module, __: Any, output: Any) -> None:
-            seen["output"] = output[0] if isinstance(output, tuple) else output
-
-        first = layer.get_submodule(branch.modules[0])
-        last = layer.get_submodule((*branch.modules, *branch.after)[-1])
-        handles = [
-            first.register_forward_pre_hook(before, with_kwargs=True),
-            last.register_forward_hook(after),
-        ]
+        watches = {kind: _Watch(layer, getattr(self.family, kind)) for kind in kinds}
         try:
             result = self.layer(index, hidden, batch)
         finally:
-            for handle in handles:
-                handle.remove()
-        shape = hidden.shape
-        return seen["input"].reshape(shape), seen["output"].reshape(shape), result
+            for each in watches.values():
+                each.remove()
+        traces: dict[Kind, BranchTrace] = {}
+        for kind, each in watches.items():
+            starts = kind == "attention" or self.family.parallel
+            state = hidden if starts else each.state.view_as(hidden)
+            trace = (state, each.input.view_as(hidden), each.output.view_as(hidden))
+            traces[kind] = BranchTrace(*trace)
+        return traces, result
 
     @torch.no_grad()
     def _record(self, batch: Batch) -> tuple[Tensor, list[tuple[tuple, dict[str, Any]]]]:

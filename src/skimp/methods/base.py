@@ -7,8 +7,10 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 from torch import Tensor
 
+from skimp.calibration.replay import Replay
 from skimp.models.anatomy import Anatomy
 from skimp.models.surgery import Surgery
+from skimp.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Method(Protocol):
 
     def needs_values(self, section: Any) -> bool:
         """Whether the section must be fitted on calibration text before it can be applied."""
+        ...
+
+    def fit(self, section: Any, replay: Replay, progress: Progress) -> dict[str, Tensor]:
+        """Fit those values on the dense model, replayed over calibration text."""
         ...
 
     def apply(self, section: Any, work: Applying) -> None:

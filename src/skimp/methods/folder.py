@@ -1,4 +1,4 @@
-"""Write a planned model as a folder that loads without skimp, and read such a folder back.
+"""Write a planned model as a folder that loads without skimp.
 
 The folder holds safetensors, the tokenizer, the plan, and one small modelling file: a copy of
 :mod:`skimp.models.carve` under a subclass of the family's own transformers class. Its model type is
@@ -10,15 +10,13 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import skimp
-from skimp.errors import LoadError, PlanError, SkimpError
+from skimp.errors import PlanError, SkimpError
 from skimp.models import carve
 from skimp.plan import Plan
 
@@ -77,48 +75,6 @@ def save(model: nn.Module, tokenizer: Any, plan: Plan, folder: str | Path) -> No
         raise SkimpError(f"{folder}: cannot be written ({error.strerror or error}).") from None
 
 
-def load_planned(
-    folder: Path, *, dtype: torch.dtype, device: torch.device
-) -> tuple[nn.Module, Plan]:
-    """Build the model of a folder that `save` wrote, without running the code inside it.
-
-    Raises:
-        LoadError: the folder's config or weights are damaged or not what skimp writes.
-    """
-    import transformers
-
-    data = _read_config(folder)
-    block = data["skimp"]
-    try:
-        config_base = getattr(transformers, block["config_class"])
-        model_base = getattr(transformers, block["model_class"])
-        if not issubclass(model_base, transformers.PreTrainedModel):
-            raise LoadError(f"{folder}/config.json: skimp.model_class: is no transformers model.")
-        config_class = type("PlannedConfig", (config_base,), {"model_type": data["model_type"]})
-        model_class: Any = carve.planned_class(model_base)
-        model_class.config_class = config_class
-        config = config_class.from_dict(data)
-        model, report = model_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            local_files_only=True,
-        )
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise LoadError(
-            f"{folder}/config.json: skimp: the layout is damaged ({error}); write the folder anew "
-            "with `skimp apply`."
-        ) from None
-    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
-    if wrong:
-        raise LoadError(
-            f"{folder}: its weights do not fit its config, first at {sorted(wrong)[0]}."
-        )
-    return model.to(device).eval(), Plan.read(folder / PLAN)
-
-
 def _write(model: Any, tokenizer: Any, plan: Plan, folder: Path) -> None:
     from huggingface_hub import save_torch_state_dict
 
@@ -158,15 +114,3 @@ def _tied(model: Any) -> list[str]:
     """Names of weights that share storage with another and are rebuilt on loading."""
     keys = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", {})
     return sorted(keys) if getattr(model.config, "tie_word_embeddings", False) else []
-
-
-def _read_config(folder: Path) -> Mapping[str, Any]:
-    path = folder / "config.json"
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{path}: cannot be read ({error}).") from None
-    block = data.get("skimp")
-    if not isinstance(block, dict) or not isinstance(block.get("layout"), dict):
-        raise LoadError(f"{path}: skimp: is not what `skimp apply` writes.")
-    return data

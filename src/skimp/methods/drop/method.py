@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 
 import skimp
+from skimp.calibration.replay import Replay
 from skimp.errors import PlanError
 from skimp.methods.base import Applying
+from skimp.methods.drop.fit import fit_in_order, value_names
 from skimp.methods.drop.layout import make_layout, mean_folds, output_part, reduce
 from skimp.methods.drop.section import Drop, DropFile, read_section
 from skimp.models.anatomy import Anatomy, Kind
 from skimp.models.carve import Constant, Linear, carve
+from skimp.progress import Progress
 
 NAME = "drop"
 
@@ -31,6 +34,14 @@ class DropMethod:
 
     def needs_values(self, section: Drop) -> bool:
         return bool(section.sublayers) and section.fill.name != "zero"
+
+    def fit(self, section: Drop, replay: Replay, progress: Progress) -> dict[str, Tensor]:
+        fitted = fit_in_order(replay, section, progress)
+        return {
+            name: values[name.rpartition(".")[2]]
+            for (layer, kind), values in fitted.items()
+            for name in value_names(section, layer, kind)
+        }
 
     def apply(self, section: Drop, work: Applying) -> None:
         if not section.sublayers:
@@ -55,14 +66,6 @@ class DropMethod:
 
 
 METHOD = DropMethod()
-
-
-def value_names(section: Drop, layer: int, kind: Kind) -> tuple[str, ...]:
-    """Names of the fitted tensors of one dropped sublayer, in the plan's values."""
-    names = {"zero": (), "mean": ("mean",), "linear": ("down", "up", "bias")}[section.fill.name]
-    if section.fill.name == "linear" and section.fill.rank is None:
-        names = ("up", "bias")
-    return tuple(f"{NAME}.{kind}.{layer}.{name}" for name in names)
 
 
 def _values_at(section: Drop, place: tuple[int, Kind], work: Applying) -> dict[str, Tensor]:

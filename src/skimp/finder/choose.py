@@ -1,0 +1,174 @@
+"""Choose what to drop by a rule, and fit what stands in its place."""
+
+import difflib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from skimp.calibration.replay import Replay, pack
+from skimp.calibration.text import Calibration, calibrate
+from skimp.errors import PlanError, SkimpError
+from skimp.finder.harm import Harm, Measure, Scoring
+from skimp.finder.rules import Material, Problem, Rule, Ruling, rules
+from skimp.methods.drop.fit import fit_alone, standing
+from skimp.methods.drop.method import NAME
+from skimp.methods.drop.section import Drop, FillKind
+from skimp.methods.fit import fit_plan
+from skimp.models.anatomy import KINDS, Anatomy
+from skimp.plan import Plan
+from skimp.progress import SILENT, Progress
+
+# Tokens of calibration text on which rules try parts out; fills are fitted on all of it.
+SCORED_TOKENS = 1536
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A fitted plan and how it came about.
+
+    `importance` holds, for "attention", "ffn" and "layer", what is lost without each layer's part
+    in the rule's unit (None: not a candidate). `calibration_loss` is the harm of the finished plan
+    on the calibration text, in nats per token; None if the rule and fill read no text.
+    """
+
+    plan: Plan
+    importance: Mapping[str, list[float | None]]
+    path: tuple[tuple[str, int, float | None], ...]
+    calibration_loss: float | None
+    seconds: float
+    calibration: Calibration | None
+
+
+def choose(
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    rule: str = "greedy",
+    drop_attention: int = 0,
+    drop_ffn: int = 0,
+    drop_layers: int = 0,
+    fill: str = "linear:16",
+    keep_last: int = 0,
+    harm: Measure = "kl",
+    calibration: Calibration | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Choice:
+    """Choose sublayers and layers of a dense model to leave out, and fit their fills.
+
+    Args:
+        model, tokenizer: the dense model; the tokenizer may be None if nothing reads text.
+        rule: a name in :func:`skimp.finder.rules.rules`.
+        drop_attention, drop_ffn, drop_layers: how many of each to leave out.
+        fill: zero, mean, linear:RANK or linear:full.
+        keep_last: so many layers at the end are not touched.
+        harm: "kl" to the dense model, or "loss" of the calibration text.
+        calibration: text; by default the model writes it itself.
+        seed: of everything random.
+        progress: told about every step.
+
+    Raises:
+        PlanError: an unknown rule or fill, or more to leave out than there is.
+        CalibrationError: text is needed and cannot be had.
+    """
+    started = time.monotonic()
+    anatomy = Anatomy.of(model)
+    ruler, kind = _find(rule), FillKind.parse(fill)
+    counts = {"attention": drop_attention, "ffn": drop_ffn, "layer": drop_layers}
+    _check(counts, keep_last, anatomy)
+    reads = ruler.reads_text or kind.name != "zero"
+    if reads and calibration is None:
+        calibration = calibrate(model, tokenizer, seed=seed, progress=progress)
+    material = None
+    if reads and calibration is not None:
+        material = _material(model, calibration, counts, kind, harm, seed, ruler.reads_text)
+    problem = Problem(anatomy.dense_layers, counts, keep_last, material, progress)
+    ruling = ruler.choose(problem)
+    section = _section(ruling, kind)
+    plan = Plan.empty(anatomy).with_section(NAME, section.to_dict())
+    section.check(anatomy)
+    if calibration is not None:
+        plan = fit_plan(model, plan, calibration, progress=progress)
+    loss = None if material is None else _harm_of(section, plan, material)
+    return Choice(
+        plan=plan,
+        importance=_importance(ruling, counts, anatomy.dense_layers),
+        path=tuple((part.name, part.layer, value) for part, value in ruling.path),
+        calibration_loss=loss,
+        seconds=time.monotonic() - started,
+        calibration=calibration,
+    )
+
+
+def _find(name: str) -> Rule:
+    known = rules()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}."
+        raise PlanError(f"rule: there is no rule {name!r}; {hint}")
+    return known[name]
+
+
+def _check(counts: Mapping[str, int], keep_last: int, anatomy: Anatomy) -> None:
+    free = anatomy.dense_layers - keep_last
+    if keep_last < 0 or any(count < 0 for count in counts.values()):
+        raise PlanError("drop: the numbers to leave out and to keep may not be negative.")
+    for name, count in counts.items():
+        wanted = count + (counts["layer"] if name != "layer" else 0)
+        if wanted > free:
+            raise PlanError(
+                f"drop.{name}: {wanted} are to be left out, but only {free} of the "
+                f"{anatomy.dense_layers} layers may be touched."
+            )
+    if not any(counts.values()):
+        raise SkimpError(
+            "plan: nothing is to be left out; give --drop-attention, --drop-ffn or --drop-layers."
+        )
+
+
+def _material(
+    model: nn.Module,
+    calibration: Calibration,
+    counts: Mapping[str, int],
+    fill: FillKind,
+    measure: Measure,
+    seed: int,
+    fits: bool,
+) -> Material:
+    scored = Replay(model, pack(calibration.sample(SCORED_TOKENS, seed)))
+    harm = Harm(scored, measure, scoring=Scoring(), seed=seed)
+    kinds = [kind for kind in KINDS if counts[kind] or counts["layer"]]
+    places = [(layer, kind) for kind in kinds for layer in range(len(scored.layers))]
+    if fits and fill.name != "zero":
+        fills = fit_alone(Replay(model, pack(calibration.documents)), places, fill)
+    else:
+        fills = {place: {} for place in places}
+    return Material(scored, harm, fills)
+
+
+def _section(ruling: Ruling, fill: FillKind) -> Drop:
+    places = {place for part in ruling.chosen for place in part.places}
+    layers = {kind: tuple(sorted(la for la, k in places if k == kind)) for kind in KINDS}
+    return Drop(layers["attention"], layers["ffn"], fill)
+
+
+def _harm_of(section: Drop, plan: Plan, material: Material) -> float:
+    """Harm of the finished plan, its fills fitted in order."""
+    replay = material.replay
+    with standing(replay, section, plan.values):
+        finals = [replay.run(entry, batch) for batch, entry in enumerate(replay.entry)]
+    return material.harm(finals)
+
+
+def _importance(
+    ruling: Ruling, counts: Mapping[str, int], layers: int
+) -> dict[str, list[float | None]]:
+    found = {}
+    for name, count in counts.items():
+        if count:
+            by_layer = {p.layer: v for p, v in ruling.importance.items() if p.name == name}
+            found[name] = [by_layer.get(layer) for layer in range(layers)]
+    return found

@@ -1,0 +1,152 @@
+"""How much worse a model gets on calibration text: the harm that rules compare.
+
+Only a sample of positions is scored, since the head is a large share of a small model's work: half
+of them drawn evenly, half where the dense model's prediction owes most to the far context. What a
+model loses first without attention is recall over distance, and evenly drawn positions hardly ask
+for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from skimp.calibration.replay import Replay, pack
+
+Measure = Literal["kl", "loss"]
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How many positions are scored, and how far the near context reaches (tokens)."""
+
+    even: int = 250
+    far: int = 250
+    block: int = 24
+    skip: int = 4
+
+
+class Harm:
+    """Mean KL to the dense model (nats per token), or mean loss, at the scored positions.
+
+    Args:
+        replay: of the dense model.
+        measure: "kl" (dense to planned, over the whole vocabulary) or "loss" (of the text itself).
+        scoring: how positions are chosen.
+        seed: of the evenly drawn positions.
+    """
+
+    def __init__(
+        self, replay: Replay, measure: Measure = "kl", *, scoring: Scoring, seed: int = 0
+    ) -> None:
+        self.measure = measure
+        self._replay = replay
+        finals = [replay.run(entry, batch) for batch, entry in enumerate(replay.entry)]
+        self.positions = choose_positions(replay, finals, scoring, seed)
+        self._targets = _next_tokens(replay, self.positions)
+        self._dense = self._log_probs(finals) if measure == "kl" else None
+        self.dense = 0.0 if measure == "kl" else self(finals)
+
+    def __call__(self, finals: Sequence[Tensor]) -> float:
+        """Harm of a model whose hidden states after the last layer are `finals`, a batch each."""
+        total = 0.0
+        rows = _gather(finals, self.positions)
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            log_probs = self._replay.logits(rows[part]).float().log_softmax(-1)
+            if self._dense is None:
+                hit = log_probs.gather(1, self._targets[part, None])
+                total -= float(hit.sum())
+            else:
+                dense = self._dense[part].float()
+                total += float((dense.exp() * (dense - log_probs)).sum())
+        return total / len(rows)
+
+    def _log_probs(self, finals: Sequence[Tensor]) -> Tensor:
+        rows = _gather(finals, self.positions)
+        parts = [
+            self._replay.logits(rows[start : start + _CHUNK]).float().log_softmax(-1)
+            for start in range(0, len(rows), _CHUNK)
+        ]
+        return torch.cat(parts)
+
+
+def choose_positions(
+    replay: Replay, finals: Sequence[Tensor], scoring: Scoring, seed: int
+) -> list[Tensor]:
+    """Flat positions (row x width + column) to score in each batch; the next token must be real."""
+    eligible = [_eligible(batch.real, scoring.skip) for batch in replay.batches]
+    sizes = [len(each) for each in eligible]
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    flat = torch.cat(eligible)
+    generator = torch.Generator().manual_seed(seed)
+    even = torch.randperm(len(flat), generator=generator)[: scoring.even]
+    gains = context_gain(replay, finals, scoring.block)
+    gain = torch.cat([g.cpu().reshape(-1)[e] for g, e in zip(gains, eligible, strict=True)])
+    far = gain.topk(min(scoring.far, len(gain))).indices
+    # A position may be drawn both ways and then counts twice, as its weight.
+    chosen = torch.cat([even, far])
+    return [flat[chosen[owner[chosen] == batch]] for batch in range(len(sizes))]
+
+
+def context_gain(replay: Replay, finals: Sequence[Tensor], block: int) -> list[Tensor]:
+    """KL [B, S] from the dense prediction to that with only `block` to 2 `block` tokens of context.
+
+    Positions whose whole context is that short gain nothing.
+    """
+    gains = []
+    for batch, final in zip(replay.batches, finals, strict=True):
+        gain = torch.zeros(batch.ids.shape)
+        pieces, places = [], []
+        for row in range(len(batch.ids)):
+            length = int(batch.real[row].sum())
+            for start in range(2 * block, length, block):
+                pieces.append(batch.ids[row, start - block : min(start + block, length)].cpu())
+                places.append((row, start))
+        if pieces:
+            _measure_gain(replay, pieces, places, final, gain, block)
+        gains.append(gain)
+    return gains
+
+
+def _measure_gain(
+    replay: Replay,
+    pieces: list[Tensor],
+    places: list[tuple[int, int]],
+    final: Tensor,
+    gain: Tensor,
+    block: int,
+) -> None:
+    order = sorted(range(len(pieces)), key=lambda index: len(pieces[index]))
+    short = Replay(replay.model, pack(pieces))
+    piece = iter(order)
+    for number, entry in enumerate(short.entry):
+        after = short.run(entry, number)
+        for row, real in enumerate(short.batches[number].real):
+            where, start = places[next(piece)]
+            count = int(real.sum()) - block
+            near = short.logits(after[row, block : block + count]).float().log_softmax(-1)
+            full = replay.logits(final[where, start : start + count]).float().log_softmax(-1)
+            gain[where, start : start + count] = (full.exp() * (full - near)).sum(-1).cpu()
+
+
+def _eligible(real: Tensor, skip: int) -> Tensor:
+    scored = real.clone()
+    scored[:, :skip] = False
+    scored[:, :-1] &= real[:, 1:]
+    scored[:, -1] = False
+    return scored.reshape(-1).nonzero()[:, 0].cpu()
+
+
+def _gather(finals: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor:
+    return torch.cat(
+        [f.reshape(-1, f.shape[-1])[p.to(f.device)] for f, p in zip(finals, positions, strict=True)]
+    )
+
+
+def _next_tokens(replay: Replay, positions: Sequence[Tensor]) -> Tensor:
+    pairs = [(b.ids.reshape(-1), p) for b, p in zip(replay.batches, positions, strict=True)]
+    return torch.cat([ids[where.to(ids.device) + 1] for ids, where in pairs])

@@ -1,0 +1,60 @@
+"""Fit what a plan needs before it can be applied, on calibration text."""
+
+from typing import Any
+
+from torch import nn
+
+from skimp.calibration.replay import Replay, pack
+from skimp.calibration.text import Calibration, calibrate
+from skimp.methods.registry import check, methods
+from skimp.models.anatomy import Anatomy
+from skimp.plan import Plan
+from skimp.progress import SILENT, Progress
+
+
+def needs_fit(plan: Plan, anatomy: Anatomy) -> bool:
+    """Whether the plan has a section that needs values and has none yet."""
+    return any(
+        methods()[name].needs_values(section) and not _has_values(plan, name)
+        for name, section in check(plan, anatomy).items()
+    )
+
+
+def fit(
+    model: nn.Module,
+    tokenizer: Any,
+    plan: Plan,
+    *,
+    calibration: Calibration | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Plan:
+    """The plan with its fills fitted on calibration text; by default the model writes that itself.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        CalibrationError: text is needed and cannot be had.
+    """
+    if not needs_fit(plan, Anatomy.of(model)):
+        return plan
+    if calibration is None:
+        calibration = calibrate(model, tokenizer, seed=seed, progress=progress)
+    return fit_plan(model, plan, calibration, progress=progress)
+
+
+def fit_plan(
+    model: nn.Module, plan: Plan, calibration: Calibration, *, progress: Progress = SILENT
+) -> Plan:
+    """Fit every section that needs values; the text used is noted as evidence."""
+    sections = check(plan, Anatomy.of(model))
+    wanting = {n: s for n, s in sections.items() if methods()[n].needs_values(s)}
+    if not wanting:
+        return plan
+    replay = Replay(model, pack(calibration.documents))
+    for name, section in wanting.items():
+        plan = plan.with_values(methods()[name].fit(section, replay, progress))
+    return plan.with_evidence(calibration=calibration.to_dict())
+
+
+def _has_values(plan: Plan, name: str) -> bool:
+    return any(key.startswith(f"{name}.") for key in plan.values)
