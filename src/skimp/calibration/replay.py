@@ -134,7 +134,8 @@ class _Watch:
         self.input = _hidden(args, kwargs)
 
     def _write(self, _: nn.Module, __: Any, output: Any) -> None:
-        self.output = output[0] if isinstance(output, tuple) else output
+        # Some families add to this tensor in place afterwards.
+        self.output = (output[0] if isinstance(output, tuple) else output).clone()
 
 
 def _hidden(args: tuple, kwargs: dict[str, Any]) -> Tensor:
