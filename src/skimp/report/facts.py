@@ -1,0 +1,206 @@
+"""What a report can show, piece by piece, as frozen data.
+
+A number that was not measured is None everywhere; infinities are kept, since an infinite harm or
+perplexity is a result. Nothing here reads documents or draws.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["attention", "ffn"]
+KINDS: tuple[Kind, Kind] = ("attention", "ffn")
+KIND_LABEL: dict[str, str] = {"attention": "attention", "ffn": "FF"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and, where one was measured, its 95% interval."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def has_interval(self) -> bool:
+        """True when both ends of the interval are finite numbers."""
+        return (
+            self.low is not None
+            and self.high is not None
+            and math.isfinite(self.low)
+            and math.isfinite(self.high)
+        )
+
+
+@dataclass(frozen=True)
+class Fill:
+    """What stands in the place of a dropped branch: zero, mean, or a linear map of some rank."""
+
+    kind: str = "zero"
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Importance:
+    """One rule's score for every sublayer, by layer; None where the rule gave none."""
+
+    rule: str
+    attention: tuple[float | None, ...] = ()
+    ffn: tuple[float | None, ...] = ()
+
+    def of(self, kind: Kind, layer: int) -> float | None:
+        """The score of one sublayer, None if it has none."""
+        scores = self.attention if kind == "attention" else self.ffn
+        return scores[layer] if layer < len(scores) else None
+
+    @property
+    def layers(self) -> int:
+        return max(len(self.attention), len(self.ffn))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a greedy path: which sublayer went, and the harm once it was gone."""
+
+    kind: Kind
+    layer: int
+    harm: float | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text a plan was chosen on."""
+
+    documents: float | None = None
+    tokens: float | None = None
+    source: str | None = None
+    seed: str | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was left out, and how it was chosen."""
+
+    attention: tuple[int, ...] = ()
+    ffn: tuple[int, ...] = ()
+    fill: Fill = Fill()
+    layers: int | None = None
+    rule: str | None = None
+    importance: tuple[Importance, ...] = ()
+    path: tuple[Step, ...] = ()
+    calibration: Calibration | None = None
+    calibration_loss: float | None = None
+    seconds: float | None = None
+    other_sections: tuple[str, ...] = ()
+    known: bool = False
+
+    def dropped(self, kind: Kind) -> tuple[int, ...]:
+        """Layers whose sublayer of this kind was left out, ascending."""
+        return self.attention if kind == "attention" else self.ffn
+
+    @property
+    def columns(self) -> int:
+        """How many layers to draw: the model's, or as many as anything here names."""
+        named = [*self.attention, *self.ffn, *(step.layer for step in self.path)]
+        scored = [item.layers for item in self.importance]
+        return self.layers or max([0, *scored, *(layer + 1 for layer in named)])
+
+    @property
+    def ruler(self) -> Importance | None:
+        """The importance shown on the map: the rule that chose, or else the first known."""
+        by_name = {item.rule: item for item in self.importance}
+        if self.rule in by_name:
+            return by_name[self.rule]
+        return self.importance[0] if self.importance else None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task's score, dense and planned; `difference` is planned minus dense."""
+
+    name: str
+    metric: str | None = None
+    dense: float | None = None
+    planned: float | None = None
+    difference: Estimate = Estimate()
+    items: float | None = None
+    is_share: bool = True
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close the planned model's predictions stay to the dense model's."""
+
+    perplexity_dense: float | None = None
+    perplexity_planned: float | None = None
+    others: tuple[tuple[str, Estimate], ...] = ()
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One evaluation of one plan beside the dense model."""
+
+    name: str
+    tasks: tuple[Task, ...] = ()
+    mean: Task | None = None
+    fidelity: Fidelity | None = None
+    held_out: str | None = None
+
+    def task(self, name: str) -> Task | None:
+        """The task of that name, if it was run."""
+        return next((task for task in self.tasks if task.name == name), None)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Speed and size of one model: seconds, tokens/s, bytes, share of roofline (0 to 1)."""
+
+    prefill_s: float | None = None
+    tpot_s: float | None = None
+    tokens_per_s: float | None = None
+    weight_bytes: float | None = None
+    kv_bytes_per_token: float | None = None
+    peak_bytes: float | None = None
+    roofline_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Dense beside planned on one workload; speedups and bounds are factors."""
+
+    workload: str | None = None
+    dense: Side = Side()
+    planned: Side = Side()
+    prefill: Estimate = Estimate()
+    decode: Estimate = Estimate()
+    prefill_bound: float | None = None
+    decode_bound: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt and what each model made of it."""
+
+    prompt: str
+    dense: str
+    planned: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One named line of the measuring conditions."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the numbers come from, and what to keep in mind about them."""
+
+    facts: tuple[Fact, ...] = ()
+    versions: tuple[Fact, ...] = ()
+    commands: tuple[str, ...] = ()
+    plan_yaml: str | None = None
+    date: str | None = None
+    caveats: tuple[str, ...] = field(default=())

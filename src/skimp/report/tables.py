@@ -1,0 +1,308 @@
+"""The report's figures and tables as rows of text, ready to be laid out."""
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from skimp.report import charts, numbers, words
+from skimp.report.facts import (
+    KIND_LABEL,
+    KINDS,
+    Estimate,
+    Fidelity,
+    Quality,
+    Selection,
+    Speed,
+    Task,
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key figure: its name, value, spread, what to hold it against, and a small picture."""
+
+    name: str
+    value: str
+    detail: str = ""
+    beside: str = ""
+    tone: str = ""
+    picture: Markup | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One plan's difference from dense on one task, and its interval."""
+
+    rule: str
+    value: str
+    spread: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One line of the table of tasks."""
+
+    name: str
+    metric: str
+    items: str
+    dense: str
+    planned: str
+    differences: tuple[Difference, ...]
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One line of the table of speed."""
+
+    name: str
+    dense: str
+    planned: str
+    change: str
+
+
+@dataclass(frozen=True)
+class ImportanceTable:
+    """Scores by layer: one column per rule and kind."""
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class SpeedupRow:
+    """One phase: measured speedup, interval, byte bound and the verdict in a word."""
+
+    name: str
+    speedup: str
+    interval: str
+    bound: str
+    state: str
+    tone: str
+
+
+def _interval(estimate: Estimate, show: str = "times") -> str:
+    spread = words.between(estimate, show)
+    return f"95% interval {spread}" if spread else "no interval measured"
+
+
+def _tone(estimate: Estimate) -> str:
+    """Coloured only where the interval lies on one side of zero."""
+    if not estimate.has_interval:
+        return ""
+    return "bad" if (estimate.high or 0) < 0 else "good" if (estimate.low or 0) > 0 else ""
+
+
+def tiles(speed: Speed | None, quality: Quality | None) -> list[Tile]:
+    """The key figures of the headline; what was not measured stays as a tile that says so."""
+    found = [_decode_tile(speed), _prefill_tile(speed), _memory_tile(speed)]
+    return [*found, _accuracy_tile(quality), _perplexity_tile(quality)]
+
+
+def _decode_tile(speed: Speed | None) -> Tile:
+    if speed is None or speed.decode.value is None:
+        return Tile("Decode speed", numbers.GAP, "not measured", tone="gap")
+    bound = words.decode_bound(speed)
+    return Tile(
+        "Decode speed",
+        numbers.times(speed.decode.value),
+        _interval(speed.decode),
+        f"byte bound {numbers.times(bound)}" if bound is not None else "byte bound not recorded",
+        _speed_tone(speed.decode),
+        charts.decode_gauge(speed),
+    )
+
+
+def _speed_tone(speedup: Estimate) -> str:
+    return {"faster": "good", "not faster": "bad"}.get(words.state_of(speedup), "")
+
+
+def _prefill_tile(speed: Speed | None) -> Tile:
+    if speed is None or speed.prefill.value is None:
+        return Tile("Prefill speed", numbers.GAP, "not measured", tone="gap")
+    state = words.state_of(speed.prefill)
+    beside = {"not faster": "not faster", "unproven": "not shown to be faster"}.get(state, "")
+    if speed.prefill_bound is not None:
+        beside = "; ".join(filter(None, [beside, f"bound {numbers.times(speed.prefill_bound)}"]))
+    return Tile(
+        "Prefill speed",
+        numbers.times(speed.prefill.value),
+        _interval(speed.prefill),
+        beside,
+        _speed_tone(speed.prefill),
+        charts.speed_gauge("gauge-prefill", speed.prefill, speed.prefill_bound),
+    )
+
+
+def _memory_tile(speed: Speed | None) -> Tile:
+    dense, planned = (speed.dense, speed.planned) if speed else (None, None)
+    if dense is None or planned is None or dense.weight_bytes is None:
+        return Tile("Weights", numbers.GAP, "not measured", tone="gap")
+    sizes = f"{numbers.size(dense.weight_bytes)} → {numbers.size(planned.weight_bytes)}"
+    kv = numbers.change(planned.kv_bytes_per_token, dense.kv_bytes_per_token)
+    sides = (dense.kv_bytes_per_token, planned.kv_bytes_per_token)
+    per_token = " → ".join(numbers.size(value) for value in sides)
+    beside = f"KV per token {kv} ({per_token})" if kv != numbers.GAP else "KV not measured"
+    value = numbers.change(planned.weight_bytes, dense.weight_bytes)
+    return Tile("Weights", value, sizes, beside)
+
+
+def _accuracy_tile(quality: Quality | None) -> Tile:
+    mean = quality.mean if quality else None
+    if mean is None or mean.difference.value is None:
+        return Tile("Mean accuracy", numbers.GAP, "not measured", tone="gap")
+    if not mean.is_share:
+        spread = _interval(mean.difference, "plain")
+        return Tile("Mean score", numbers.plus(mean.difference.value), spread)
+    return Tile(
+        "Mean accuracy",
+        f"{numbers.points(mean.difference.value)} pt",
+        _interval(mean.difference, "points"),
+        f"{numbers.share(mean.dense)} → {numbers.share(mean.planned)}",
+        _tone(mean.difference),
+        charts.difference_gauge("gauge-accuracy", mean.difference),
+    )
+
+
+def _perplexity_tile(quality: Quality | None) -> Tile:
+    fidelity = quality.fidelity if quality else None
+    if fidelity is None or fidelity.perplexity_planned is None:
+        return Tile("Perplexity", numbers.GAP, "not measured", tone="gap")
+    dense, planned = fidelity.perplexity_dense, fidelity.perplexity_planned
+    value = numbers.change(planned, dense)
+    values = f"{numbers.significant(dense)} → {numbers.significant(planned)}"
+    beside = "dense → planned, lower is better"
+    if value == numbers.GAP:
+        return Tile("Perplexity", numbers.significant(planned), values, beside)
+    return Tile("Perplexity", value, values, beside)
+
+
+def _difference(rule: str, task: Task | None) -> Difference:
+    if task is None or task.difference.value is None:
+        return Difference(rule, numbers.GAP, "", "gap")
+    show = "points" if task.is_share else "plain"
+    value = (numbers.points if task.is_share else numbers.plus)(task.difference.value)
+    tone = _tone(task.difference) if task.is_share else ""
+    return Difference(rule, value, words.between(task.difference, show), tone)
+
+
+def _row(task: Task, differences: tuple[Difference, ...], name: str) -> TaskRow:
+    show = numbers.share if task.is_share else numbers.significant
+    return TaskRow(
+        name=name,
+        metric=task.metric if task.metric and task.metric != name else "",
+        items=numbers.count(task.items),
+        dense=show(task.dense),
+        planned=show(task.planned),
+        differences=differences,
+        strong=name == "mean" and task.name == "mean",
+    )
+
+
+def task_table(qualities: tuple[Quality, ...]) -> list[TaskRow]:
+    """One row per task of the plan's own evaluation, the mean last; empty if nothing was run."""
+    if not qualities:
+        return []
+    own = qualities[0]
+    rows = [
+        _row(task, tuple(_difference(q.name, q.task(task.name)) for q in qualities), task.name)
+        for task in own.tasks
+    ]
+    if own.mean:
+        differences = tuple(_difference(quality.name, quality.mean) for quality in qualities)
+        rows.append(_row(own.mean, differences, "mean"))
+    return rows
+
+
+_FIDELITY_NAMES = {
+    "kl": "KL from dense",
+    "top1_agreement": "same most likely token",
+}
+
+
+def fidelity_table(qualities: tuple[Quality, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    """(name, one value per plan) for perplexity and every other measure of fidelity."""
+    kept = [quality.fidelity or Fidelity() for quality in qualities]
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    if any(item.perplexity_planned is not None for item in kept):
+        rows.append(("perplexity, dense", _perplexities([i.perplexity_dense for i in kept])))
+        rows.append(("perplexity, planned", _perplexities([i.perplexity_planned for i in kept])))
+    names = dict.fromkeys(name for item in kept for name, _ in item.others)
+    for name in names:
+        values = tuple(_fidelity_value(name, dict(item.others).get(name)) for item in kept)
+        rows.append((_FIDELITY_NAMES.get(name, name.replace("_", " ")), values))
+    return rows
+
+
+def _perplexities(values: list[float | None]) -> tuple[str, ...]:
+    return tuple(numbers.significant(value, 4) for value in values)
+
+
+def _fidelity_value(name: str, estimate: Estimate | None) -> str:
+    if estimate is None or estimate.value is None:
+        return numbers.GAP
+    shares = name.endswith(("agreement", "share", "rate", "flips"))
+    show = numbers.share if shares and 0 <= estimate.value <= 1 else numbers.significant
+    text = show(estimate.value)
+    if estimate.has_interval:
+        text += f" ({show(estimate.low)} to {show(estimate.high)})"
+    return text
+
+
+def importance_table(selection: Selection) -> ImportanceTable:
+    """Every rule's score of every sublayer, one row a layer."""
+    names = [f"{item.rule}, {KIND_LABEL[kind]}" for item in selection.importance for kind in KINDS]
+    rows = tuple(
+        tuple(
+            numbers.significant(item.of(kind, layer))
+            for item in selection.importance
+            for kind in KINDS
+        )
+        for layer in range(selection.columns)
+    )
+    return ImportanceTable(tuple(names), rows)
+
+
+def speed_table(speed: Speed | None) -> list[SpeedRow]:
+    """Dense beside planned, one row a quantity; empty if nothing was timed."""
+    if speed is None:
+        return []
+    pairs = (
+        ("prefill", "prefill_s", numbers.seconds),
+        ("time per output token", "tpot_s", numbers.seconds),
+        ("tokens per second", "tokens_per_s", numbers.significant),
+        ("weights", "weight_bytes", numbers.size),
+        ("KV cache per token", "kv_bytes_per_token", numbers.size),
+        ("peak memory", "peak_bytes", numbers.size),
+    )
+    rows: list[SpeedRow] = []
+    for name, field, show in pairs:
+        dense, planned = getattr(speed.dense, field), getattr(speed.planned, field)
+        rows.append(SpeedRow(name, show(dense), show(planned), numbers.change(planned, dense)))
+    dense, planned = speed.dense.roofline_share, speed.planned.roofline_share
+    moved = None if dense is None or planned is None else planned - dense
+    change = numbers.GAP if moved is None else f"{numbers.points(moved)} pt"
+    rows.append(SpeedRow("share of roofline", numbers.share(dense), numbers.share(planned), change))
+    return rows
+
+
+def speedup_table(speed: Speed | None) -> list[SpeedupRow]:
+    """One row a phase: the measured speedup, its interval, and what bytes would give."""
+    if speed is None:
+        return []
+    phases = (
+        ("prefill", speed.prefill, speed.prefill_bound),
+        ("decode", speed.decode, words.decode_bound(speed)),
+    )
+    return [
+        SpeedupRow(
+            name=name,
+            speedup=numbers.times(estimate.value),
+            interval=words.between(estimate) or numbers.GAP,
+            bound=numbers.times(bound),
+            state=words.state_of(estimate),
+            tone=_speed_tone(estimate),
+        )
+        for name, estimate, bound in phases
+    ]

@@ -1,0 +1,195 @@
+"""Documents as skimp's commands write them, small enough to read and varied enough to matter."""
+
+import copy
+import math
+from typing import Any
+
+Document = dict[str, Any]
+
+
+def common(layers: int = 30) -> Document:
+    return {
+        "skimp": "0.1.0",
+        "model": "demo",
+        "plan": {
+            "skimp": 1,
+            "model": {"type": "llama", "layers": layers, "fingerprint": "sha256:00"},
+            "drop": {"attention": [7, 12, 26], "ffn": [], "fill": "linear:16"},
+        },
+        "seed": 3,
+        "machine": {"cpu": "a processor", "threads": 2, "memory_bytes": 16_000_000_000},
+        "date": "2026-01-02",
+        "versions": {"torch": "2.13.0"},
+    }
+
+
+def plan(layers: int = 30) -> Document:
+    scores: Document = {
+        "attention": [0.01 + 0.001 * (layer * 7 % 11) for layer in range(layers)],
+        "ffn": [0.03 + 0.002 * (layer * 5 % 13) for layer in range(layers)],
+    }
+    scores["ffn"][0] = 4.25
+    return {
+        **common(layers),
+        "dropped": {"attention": [7, 12, 26], "ffn": []},
+        "fill": "linear:16",
+        "rule": "greedy",
+        "calibration_loss": 3.25,
+        "seconds": 61.5,
+        "importance": {"greedy": scores, "cosine": copy.deepcopy(scores)},
+        "path": [
+            {"kind": "attention", "layer": 12, "harm": 0.001},
+            {"kind": "attention", "layer": 7, "harm": 0.004},
+            {"kind": "attention", "layer": 26, "harm": 0.009},
+        ],
+        "calibration": {"documents": 16, "tokens": 8192, "source": "some prose", "seed": 0},
+        "command": "skimp find demo",
+    }
+
+
+def task(dense: float, planned: float, half: float = 0.02) -> Document:
+    difference = planned - dense
+    return {
+        "metric": "acc",
+        "dense": dense,
+        "planned": planned,
+        "difference": difference,
+        "interval": [difference - half, difference + half],
+        "items": 500,
+    }
+
+
+def evaluation(loss: float = 0.01) -> Document:
+    return {
+        **common(),
+        "tasks": {
+            "arc_easy": task(0.6, 0.6 - loss),
+            "wikitext": {"metric": "word_perplexity", "dense": 20.0, "planned": 21.0, "items": 60},
+        },
+        "mean": task(0.6, 0.6 - loss, half=0.015),
+        "fidelity": {
+            "perplexity_dense": 20.0,
+            "perplexity_planned": 21.0,
+            "kl": 0.05,
+            "kl_interval": [0.04, 0.06],
+            "top1_agreement": 0.92,
+        },
+        "held_out": "other prose",
+        "command": "skimp eval plan.yaml",
+    }
+
+
+def bench(decode: float = 1.2, half: float = 0.02, bound: float | None = 1.25) -> Document:
+    return {
+        **common(),
+        "workload": "512+128x1",
+        "dense": {
+            "prefill_s": 0.9,
+            "tpot_s": 0.03,
+            "tokens_per_s": 33.3,
+            "weight_bytes": 500_000_000,
+            "kv_bytes_per_token": 46_080,
+            "peak_bytes": 900_000_000,
+            "roofline_share": 0.8,
+        },
+        "planned": {
+            "prefill_s": 0.8,
+            "tpot_s": 0.03 / decode,
+            "tokens_per_s": 33.3 * decode,
+            "weight_bytes": 400_000_000,
+            "kv_bytes_per_token": 41_472,
+            "peak_bytes": 800_000_000,
+            "roofline_share": 0.79,
+        },
+        "speedup": {
+            "prefill": 1.12,
+            "decode": decode,
+            "decode_interval": [decode - half, decode + half],
+        },
+        "byte_bound": {"decode": bound} if bound is not None else {},
+        "command": "skimp bench plan.yaml",
+    }
+
+
+def samples() -> list[Document]:
+    return [
+        {"prompt": "Once upon", "dense": " a time there was", "planned": " a time he went"},
+        {"prompt": "long " * 400, "dense": "same", "planned": "same"},
+    ]
+
+
+def everything() -> Document:
+    return {
+        "plan": plan(),
+        "evals": {"plan": evaluation(), "last": evaluation(0.08)},
+        "bench": bench(),
+        "samples": samples(),
+    }
+
+
+INJECTION = (
+    "</title></style></svg><script>alert('x')</script><img src=x onerror=alert(1)>\"'&{{7*7}}"
+)
+
+
+def hostile() -> Document:
+    """Every text an injection, every number a trap."""
+    bad = {
+        **plan(5),
+        "model": INJECTION,
+        "plan": {INJECTION: INJECTION},
+        "dropped": {"attention": [0, -1, "x", 10**9, 4, 4, True, None], "ffn": "all"},
+        "fill": INJECTION,
+        "rule": INJECTION,
+        "calibration_loss": math.inf,
+        "seconds": math.nan,
+        "importance": {
+            INJECTION: {"attention": [math.nan, None, math.inf, -math.inf, 1e308], "ffn": []},
+            "empty": {"attention": [], "ffn": []},
+            "wrong": 5,
+            "text": {"attention": ["a", "b"], "ffn": [0, 0]},
+        },
+        "path": [
+            {"kind": "attention", "layer": 0, "harm": math.nan},
+            {"kind": "ffn", "layer": 1, "harm": math.inf},
+            {"kind": INJECTION, "layer": 1},
+            {},
+            7,
+        ],
+        "calibration": {"documents": 10**400, "tokens": math.nan, "source": INJECTION},
+        "machine": {INJECTION: INJECTION, "cache_bytes": math.inf, "deep": {"a": [1, {"b": 2}]}},
+        "versions": {INJECTION: INJECTION},
+        "seed": 10**5000,
+        "command": INJECTION,
+        "date": INJECTION,
+    }
+    quality = {
+        **evaluation(),
+        "tasks": {
+            INJECTION: {"metric": INJECTION, "dense": math.nan, "planned": math.inf, "items": -1},
+            "swapped": {"dense": 0.5, "planned": 0.4, "difference": -0.1, "interval": [0.1, -0.3]},
+            "nothing": {},
+            "null": None,
+            "wrong": [1, 2],
+            "pair": {"dense": 0.5, "planned": 0.4, "interval": [math.inf, math.nan]},
+        },
+        "mean": {"difference": -math.inf, "interval": "wide"},
+        "fidelity": {"perplexity_dense": 0, "perplexity_planned": math.inf, INJECTION: 1e-300},
+        "held_out": {"source": INJECTION, "items": [1, 2, 3]},
+    }
+    timing = {
+        **bench(),
+        "workload": INJECTION,
+        "dense": {"weight_bytes": 0, "prefill_s": -1, "tpot_s": math.inf},
+        "planned": None,
+        "speedup": {"decode": math.nan, "prefill": math.inf, "decode_interval": [1, 2, 3]},
+        "byte_bound": 3,
+    }
+    text = f"\u202e\x00\ud800 שלום {INJECTION} 日本語 🎉\r\n"
+    return {
+        "plan": bad,
+        "evals": {"plan": quality, INJECTION: evaluation(), "broken": 3},
+        "bench": timing,
+        "samples": [{"prompt": text * 50, "dense": text, "planned": text + "x"}, {}, None, "text"],
+        "caveats": [text],
+    }

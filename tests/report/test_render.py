@@ -1,0 +1,200 @@
+"""The page as a whole: complete, well formed, offline, safe, and the same every time."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from tests.report import documents
+from tests.report.documents import INJECTION
+
+from skimp.report import ReportData, render
+
+_VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
+_SECTIONS = ("map", "measured", "importance", "samples", "method")
+
+PARTS = {
+    "nothing": {},
+    "empty documents": {"plan": {}, "evals": {}, "bench": {}, "samples": []},
+    "only a plan": {"plan": documents.plan()},
+    "only an evaluation": {"evals": documents.evaluation()},
+    "only a bench": {"bench": documents.bench()},
+    "only samples": {"samples": documents.samples()},
+    "plan without numbers": {"plan": {"dropped": {"attention": [3], "ffn": [3]}}},
+    "one layer": {"plan": {**documents.plan(1), "dropped": {"attention": [0]}, "path": []}},
+    "126 layers": {"plan": documents.plan(126)},
+    "200 layers": {"plan": documents.plan(200), "bench": documents.bench()},
+    "everything": documents.everything(),
+    "hostile": documents.hostile(),
+}
+
+
+class Page(HTMLParser):
+    """Checks nesting while it collects ids, references and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        assert len(found) == len(attrs), f"an attribute twice in {tag}"
+        self.tags.append((tag, found))
+        if "id" in found:
+            self.ids.append(found["id"])
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in _VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(params=PARTS, scope="module")
+def html(request: pytest.FixtureRequest) -> str:
+    return render(ReportData.from_documents(**PARTS[request.param]))
+
+
+def test_well_formed_with_unique_ids(html: str) -> None:
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids))
+    assert html.startswith("<!doctype html>")
+
+
+def test_lxml_reads_no_errors_beyond_html5_names(html: str) -> None:
+    etree = pytest.importorskip("lxml.etree")
+    parser = etree.HTMLParser(recover=True)
+    etree.fromstring(html.encode(), parser)
+    # libxml2 predates HTML5, so that it does not know these elements; nothing else may be wrong.
+    serious = [item.message for item in parser.error_log if "invalid" not in item.message]
+    assert serious == []
+
+
+def test_every_section_is_there_and_linked(html: str) -> None:
+    page = Page(html)
+    assert [name for name in _SECTIONS if name not in page.ids] == []
+    local = [found["href"][1:] for tag, found in page.tags if tag == "a"]
+    assert set(local) == set(_SECTIONS)
+
+
+def test_nothing_is_loaded_from_elsewhere(html: str) -> None:
+    page = Page(html)
+    for tag, found in page.tags:
+        assert tag not in {"script", "iframe", "object", "embed", "img", "base", "form"}
+        for name, value in found.items():
+            assert not name.startswith("on")
+            if name in {"href", "src", "action", "data"}:
+                assert value.startswith(("#", "data:,")), (tag, name, value)
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert not re.search(r"url\(|@import|https?:|//", style)
+
+
+def test_pictures_have_titles_and_tables_headers(html: str) -> None:
+    page = Page(html)
+    for tag, found in page.tags:
+        if tag == "svg" and found.get("aria-hidden") != "true" and found.get("class") != "at":
+            assert found["role"] == "img"
+            assert found["aria-labelledby"] in page.ids
+        if tag == "th":
+            assert found["scope"] in {"col", "row"}
+
+
+def test_same_data_same_text(html: str, request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.params["html"]
+    assert render(ReportData.from_documents(**PARTS[name])) == html
+
+
+def test_no_raw_python_values(html: str) -> None:
+    style = html[html.index("<style>") : html.index("</style>")]
+    text = " ".join(Page(html.replace(style, "<style>")).text)
+    assert not re.search(r"\b(nan|None|inf|True|False)\b", text)
+
+
+def test_injection_stays_text() -> None:
+    html = render(ReportData.from_documents(**documents.hostile()))
+    page = Page(html)
+    assert "<script" not in html and "<img" not in html
+    assert "49" not in re.findall(r"&amp;(.{0,6})", html), "template syntax was evaluated"
+    assert any(INJECTION in text for text in page.text), "the text itself is shown"
+    html.encode("utf-8")
+
+
+def test_hostile_values_are_named_among_the_caveats() -> None:
+    data = ReportData.from_documents(**documents.hostile())
+    said = "\n".join(data.provenance.caveats)
+    for place in (
+        "plan.dropped.attention[1]",
+        "plan.dropped.ffn",
+        "bench.byte_bound",
+        "samples[3]",
+    ):
+        assert f"{place} is not" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    {
+        "only a plan": ["no task was run", "nothing was timed", "no continuations"],
+        "only an evaluation": ["nothing was timed", "no importance", "no continuations"],
+        "only a bench": ["no task was run", "no importance", "order in which"],
+        "nothing": ["no plan was given", "no task was run", "nothing was timed"],
+    }.items(),
+)
+def test_what_was_not_measured_is_said(name: str, lines: list[str]) -> None:
+    html = render(ReportData.from_documents(**PARTS[name]))
+    assert [line for line in lines if line not in html] == []
+
+
+def test_full_report_shows_its_numbers() -> None:
+    html = render(ReportData.from_documents(**documents.everything()))
+    for text in (
+        "3 of 30 attention sublayers, replaced by rank-16 linear maps",
+        "1.20×",
+        "1.18–1.22",
+        "byte bound 1.25×",
+        "500 MB",
+        "46.1 kB",
+        "some prose",
+        "other prose",
+        "skimp bench plan.yaml",
+        "attention: [7, 12, 26]",
+        "16.0 GB",
+        "Cut at the edge of the plot: layer 0 FF 4.25",
+    ):
+        assert text in html, text
+
+
+def test_not_faster_is_said_in_the_headline() -> None:
+    html = render(ReportData.from_documents(bench=documents.bench(1.01, half=0.03)))
+    assert "Not faster" in html and "weights go from" in html.lower()
+    assert 'class="verdict not-faster"' in html
+
+
+@pytest.mark.parametrize("layers", [1, 30, 126, 200])
+def test_map_has_one_column_per_layer_and_kind(layers: int) -> None:
+    html = render(ReportData.from_documents(plan=documents.plan(layers)))
+    found = re.findall(r"<title>layer (\d+), (attention|FF): (kept|replaced)", html)
+    assert len(found) == len(set(found)) == 2 * layers
+    expected = sum(layer < layers for layer in (7, 12, 26))
+    assert sum(state == "replaced" for _, _, state in found) == expected
+
+
+def test_long_prompt_is_folded_but_whole() -> None:
+    prompt = " ".join(f"word{number}" for number in range(400))
+    data = ReportData.from_documents(samples=[{"prompt": prompt, "dense": "a", "planned": "b"}])
+    html = render(data)
+    assert "The rest of the prompt" in html
+    assert all(f"word{number}" in html for number in (0, 50, 399))
