@@ -1,0 +1,140 @@
+"""What each method brings to the laws: plans to try, and a reference that shares no code with it.
+
+A new method joins by an entry in `CASES`; a test holds that every method has one.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from tests.contract.masking import masked
+from tests.families import Sample
+from torch import Tensor, nn
+
+from skimp.methods import registry
+from skimp.models.anatomy import Anatomy
+from skimp.plan import Plan
+
+Section = dict[str, Any]
+Reference = Callable[[Sample, nn.Module, Plan], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of using a method.
+
+    `hard` gives the sections every family must survive, from the number of layers; `sections` draws
+    any other; `neutral` are sections that ask for nothing. `values` makes up what `skimp.fit` would
+    have fitted. `reference` makes the dense model compute what the planned model should.
+    """
+
+    method: str
+    hard: Callable[[int], dict[str, Section]]
+    sections: Callable[[int], st.SearchStrategy[Section]]
+    neutral: tuple[Section, ...]
+    values: Callable[[Section, Anatomy, int], Mapping[str, Tensor]]
+    reference: Reference
+
+
+def shared_out(case: Case, layers: int) -> dict[str, Section]:
+    """The hard sections that fall to this case when each is tried with one case only.
+
+    For laws that hang on which sublayers are gone, but not on what stands in their place.
+    """
+    siblings = [each for each in CASES.values() if each.method == case.method]
+    names = list(case.hard(layers))[siblings.index(case) :: len(siblings)]
+    return {name: case.hard(layers)[name] for name in names}
+
+
+def plan_for(case: Case, section: Section, anatomy: Anatomy, seed: int = 0) -> Plan:
+    """A fitted plan with one section."""
+    plan = Plan.empty(anatomy).with_section(case.method, section)
+    return plan.with_values(case.values(section, anatomy, seed))
+
+
+# --- drop ---------------------------------------------------------------------------------------
+
+
+def _drop_hard(fill: str) -> Callable[[int], dict[str, Section]]:
+    def sections(count: int) -> dict[str, Section]:
+        last = count - 1
+        every = list(range(count))
+        return {
+            "first attention": {"attention": [0], "fill": fill},
+            "first layer": {"layers": [0], "fill": fill},
+            "last layer": {"layers": [last], "fill": fill},
+            "middle": {"attention": [1], "ffn": [1, 2], "fill": fill},
+            "first ffn": {"ffn": [0], "fill": fill},
+            "one attention kept": {"attention": every[:2] + every[3:], "fill": fill},
+            "only the last attention kept": {
+                "attention": every[:-1],
+                "ffn": [0, 2, last],
+                "fill": fill,
+            },
+            "only attention, only in the first layer": {
+                "attention": every[1:],
+                "ffn": every,
+                "fill": fill,
+            },
+        }
+
+    return sections
+
+
+def _drop_sections(fill: str) -> Callable[[int], st.SearchStrategy[Section]]:
+    def sections(count: int) -> st.SearchStrategy[Section]:
+        layer = st.integers(0, count - 1)
+        subset = st.lists(layer, unique=True, max_size=count)
+        drawn = st.fixed_dictionaries(
+            {"attention": subset, "ffn": subset, "fill": st.just(fill)},
+            optional={"layers": st.lists(layer, unique=True, max_size=2)},
+        )
+        return drawn.filter(
+            lambda s: len({*s["attention"], *s.get("layers", ())}) < count  # one must stay
+        )
+
+    return sections
+
+
+def _drop_values(section: Section, anatomy: Anatomy, seed: int) -> dict[str, Tensor]:
+    from skimp.methods.drop.method import METHOD, value_names
+
+    size = anatomy.hidden_size
+    drop = METHOD.read(section)
+    rank = drop.fill.rank or size
+    shapes = {"mean": (size,), "bias": (size,), "down": (rank, size), "up": (size, rank)}
+    random = torch.Generator().manual_seed(seed)
+    values = {}
+    for place in drop.sublayers:
+        for name in value_names(drop, *place):
+            shape = shapes[name.rpartition(".")[2]]
+            value = torch.randn(shape, generator=random)
+            values[name] = value * 0.5 if len(shape) == 1 else value / shape[-1] ** 0.5
+    return values
+
+
+def _drop(fill: str) -> Case:
+    return Case(
+        method="drop",
+        hard=_drop_hard(fill),
+        sections=_drop_sections(fill),
+        neutral=({}, {"attention": [], "ffn": [], "fill": fill}, {"layers": []}),
+        values=_drop_values,
+        reference=masked,
+    )
+
+
+CASES: dict[str, Case] = {
+    "drop-zero": _drop("zero"),
+    "drop-mean": _drop("mean"),
+    "drop-linear:4": _drop("linear:4"),
+    "drop-linear:full": _drop("linear:full"),
+}
+
+
+def missing_methods() -> set[str]:
+    """Methods that skimp has and the laws do not cover."""
+    return set(registry.methods()) - {case.method for case in CASES.values()}

@@ -1,0 +1,56 @@
+"""What leaving out should compute, done to the dense model by hooks alone.
+
+Every branch still runs; only what it contributes to the residual stream is overwritten. Nothing of
+skimp's surgery is used here, so that the two can disagree.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tests.families import Sample, Site
+from torch import Tensor, nn
+
+from skimp.plan import Plan
+
+
+@contextmanager
+def masked(sample: Sample, model: nn.Module, plan: Plan) -> Iterator[None]:
+    """Overwrite, while the context lasts, the contributions that a `drop` section leaves out."""
+    section = plan.sections["drop"]
+    handles = []
+    for kind, site in (("attention", sample.attention), ("ffn", sample.ffn)):
+        for layer in {*section.get(kind, ()), *section.get("layers", ())}:
+            prefix = f"drop.{kind}.{layer}."
+            values = {k.removeprefix(prefix): v for k, v in plan.values.items() if prefix in k}
+            handles += _overwrite(sample.blocks(model)[layer], site, values)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _overwrite(block: nn.Module, site: Site, values: Mapping[str, Tensor]) -> list[Any]:
+    entered: list[Tensor] = []
+
+    def enter(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        entered[:] = [kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]]
+
+    def leave(_: nn.Module, __: Any, output: Any) -> Any:
+        value = output[0] if isinstance(output, tuple) else output
+        instead = torch.zeros_like(value)
+        if "mean" in values:
+            instead += values["mean"]
+        if "up" in values:
+            hidden = entered[0].reshape(value.shape)
+            if "down" in values:
+                hidden = hidden @ values["down"].T
+            instead += hidden @ values["up"].T + values["bias"]
+        return (instead, *output[1:]) if isinstance(output, tuple) else instead
+
+    return [
+        block.get_submodule(site.enter).register_forward_pre_hook(enter, with_kwargs=True),
+        block.get_submodule(site.leave).register_forward_hook(leave),
+    ]
