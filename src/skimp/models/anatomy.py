@@ -95,7 +95,6 @@ class Anatomy:
     model_type: str
     family: Family
     hidden_size: int
-    ffn_size: int
     vocabulary: int
     context_length: int | None
     dense_layers: int
@@ -130,6 +129,12 @@ class Anatomy:
         own_head = 0 if self.tied else self.head.bytes
         layers = sum(_layer_sum(layer, "bytes") for layer in self.layers)
         return layers + self._outside("bytes") + own_head
+
+    @property
+    def ffn_size(self) -> int:
+        """Width of the widest FF projection that is still there (fused ones whole), or 0."""
+        kept = [part for _, sublayer in self.sublayers("ffn") for part in sublayer.parts]
+        return max((max(part.shape[-2:]) for part in kept if len(part.shape) > 1), default=0)
 
     @property
     def layer_parameters(self) -> int:

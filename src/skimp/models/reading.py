@@ -65,7 +65,6 @@ def read_anatomy(model: nn.Module) -> Anatomy:
         model_type=planned["layout"]["model_type"] if planned else config.model_type,
         family=family,
         hidden_size=config.hidden_size,
-        ffn_size=_ffn_size(layers),
         vocabulary=embedding.shape[0],
         context_length=getattr(config, "max_position_embeddings", None),
         dense_layers=dense_layers,
@@ -148,6 +147,8 @@ def _heads(block: nn.Module, family: Family, config: Any) -> dict[str, Any]:
     heads = config.num_attention_heads
     head_dim = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
     head_dim = head_dim or getattr(config, "head_dim", None) or config.hidden_size // heads
+    if hasattr(attention, "v_head_dim"):  # latent attention, whose keys are wider than its values
+        head_dim = (attention.qk_head_dim + attention.v_head_dim) // 2
     kv_heads = family.kv_heads or getattr(config, "num_key_value_heads", None) or heads
     window = getattr(attention, "sliding_window", None)
     if window is None and not getattr(config, "layer_types", None):
@@ -163,20 +164,12 @@ def _heads(block: nn.Module, family: Family, config: Any) -> dict[str, Any]:
 
 def _active_share(ffn: Sublayer, config: Any) -> float:
     """Share of an FF's weights that one token reads: below 1 in a mixture of experts."""
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    routed = sum(part.parameters for part in ffn.parts if len(part.shape) == 3)
-    if not experts or not routed:
+    experts = [part for part in ffn.parts if len(part.shape) == 3]  # [experts, out, in]
+    if not experts:
         return 1.0
-    total = ffn.parameters
-    return (total - routed + routed * config.num_experts_per_tok / experts) / total
-
-
-def _ffn_size(layers: list[Layer]) -> int:
-    kept = [la for la in layers if la.ffn.state == KEEP]
-    if not kept:
-        return 0
-    shapes = [part.shape for part in kept[0].ffn.parts if len(part.shape) > 1]
-    return max(max(shape[-2:]) for shape in shapes)
+    routed = sum(part.parameters for part in experts)
+    read = routed * config.num_experts_per_tok / experts[0].shape[0]
+    return (ffn.parameters - routed + read) / ffn.parameters
 
 
 def _path_of(model: nn.Module, module: nn.Module) -> str:
