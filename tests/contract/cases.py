@@ -100,27 +100,24 @@ def _drop_sections(fill: str) -> Callable[[int], st.SearchStrategy[Section]]:
 
 
 def _drop_values(section: Section, anatomy: Anatomy, seed: int) -> dict[str, Tensor]:
-    from skimp.methods.drop.method import METHOD, value_names
+    from skimp.methods.drop.section import read_section
+    from skimp.methods.drop.values import shapes
 
-    size = anatomy.hidden_size
-    drop = METHOD.read(section)
-    rank = drop.fill.rank or size
-    shapes = {"mean": (size,), "bias": (size,), "down": (rank, size), "up": (size, rank)}
     random = torch.Generator().manual_seed(seed)
     values = {}
-    for place in drop.sublayers:
-        for name in value_names(drop, *place):
-            shape = shapes[name.rpartition(".")[2]]
-            value = torch.randn(shape, generator=random)
-            values[name] = value * 0.5 if len(shape) == 1 else value / shape[-1] ** 0.5
+    for name, shape in shapes(read_section(section), anatomy).items():
+        value = torch.randn(shape, generator=random)
+        values[name] = value * 0.5 if len(shape) == 1 else value / shape[-1] ** 0.5
     return values
 
 
-def _drop(fill: str) -> Case:
+def _drop(fill: str, repair: str | int = "none") -> Case:
+    hard, sections = _drop_hard(fill), _drop_sections(fill)
+    extra = {} if repair == "none" else {"repair": repair}
     return Case(
         method="drop",
-        hard=_drop_hard(fill),
-        sections=_drop_sections(fill),
+        hard=lambda count: {name: {**each, **extra} for name, each in hard(count).items()},
+        sections=lambda count: sections(count).map(lambda each: {**each, **extra}),
         neutral=({}, {"attention": [], "ffn": [], "fill": fill}, {"layers": []}),
         values=_drop_values,
         reference=masked,
@@ -132,6 +129,8 @@ CASES: dict[str, Case] = {
     "drop-mean": _drop("mean"),
     "drop-linear:4": _drop("linear:4"),
     "drop-linear:full": _drop("linear:full"),
+    "drop-linear:4-repair:3": _drop("linear:4", 3),
+    "drop-zero-repair:full": _drop("zero", "full"),
 }
 
 

@@ -25,6 +25,7 @@ def masked(sample: Sample, model: nn.Module, plan: Plan) -> Iterator[None]:
             prefix = f"drop.{kind}.{layer}."
             values = {k.removeprefix(prefix): v for k, v in plan.values.items() if prefix in k}
             handles += _overwrite(sample.blocks(model)[layer], site, values)
+        handles += _corrected(sample, model, kind, site, plan.values)
     try:
         yield
     finally:
@@ -54,3 +55,30 @@ def _overwrite(block: nn.Module, site: Site, values: Mapping[str, Tensor]) -> li
         block.get_submodule(site.enter).register_forward_pre_hook(enter, with_kwargs=True),
         block.get_submodule(site.leave).register_forward_hook(leave),
     ]
+
+
+def _corrected(
+    sample: Sample, model: nn.Module, kind: str, site: Site, values: Mapping[str, Tensor]
+) -> list[Any]:
+    """Hooks that add each repair to what its branch's last linear map returns."""
+    handles = []
+    for layer, block in enumerate(sample.blocks(model)):
+        prefix = f"drop.{kind}.{layer}.repair"
+        if prefix in values:
+            change = values[prefix].float()
+        elif f"{prefix}_up" in values:
+            change = values[f"{prefix}_up"] @ values[f"{prefix}_down"]
+        else:
+            continue
+        maps = [m for m in block.get_submodule(site.leave).modules() if _is_map(m)]
+
+        def add(_: nn.Module, args: tuple, output: Tensor, change: Tensor = change) -> Tensor:
+            return output + args[0] @ change.T
+
+        handles.append(maps[-1].register_forward_hook(add))
+    return handles
+
+
+def _is_map(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 2

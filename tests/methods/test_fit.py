@@ -5,7 +5,9 @@ import torch
 from tests import families, tiny
 
 from skimp.calibration.replay import Replay, pack
-from skimp.methods.drop.fit import RIDGE, Moments, fit_alone, fit_in_order, solve
+from skimp.methods.apply import apply
+from skimp.methods.drop.closed_form import FILL_RIDGE, Moments, solve_fill
+from skimp.methods.drop.fit import fit_alone, fit_in_order
 from skimp.methods.drop.section import Drop, FillKind
 from skimp.methods.fit import fit, needs_fit
 from skimp.models.anatomy import Anatomy
@@ -29,15 +31,15 @@ def moments_of(x: torch.Tensor, y: torch.Tensor) -> Moments:
 
 def test_mean_is_the_mean() -> None:
     x, y = sample()
-    torch.testing.assert_close(solve(moments_of(x, y), FillKind("mean"))["mean"], y.mean(0))
+    torch.testing.assert_close(solve_fill(moments_of(x, y), FillKind("mean"))["mean"], y.mean(0))
 
 
 def test_full_rank_equals_ridge_regression() -> None:
     x, y = (part.double() for part in sample())
-    found = solve(moments_of(x, y), FillKind("linear"))
+    found = solve_fill(moments_of(x, y), FillKind("linear"))
     centred, target = x - x.mean(0), y - y.mean(0)
     covariance = centred.T @ centred / len(x)
-    damped = covariance + RIDGE * covariance.diagonal().mean() * torch.eye(12)
+    damped = covariance + FILL_RIDGE * covariance.diagonal().mean() * torch.eye(12)
     weights = torch.linalg.solve(damped, centred.T @ target / len(x))
     torch.testing.assert_close(found["up"].double(), weights.T, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
@@ -47,9 +49,9 @@ def test_full_rank_equals_ridge_regression() -> None:
 
 def test_reduced_rank_beats_cutting_the_weights() -> None:
     x, y = sample()
-    full = solve(moments_of(x, y), FillKind("linear"))
+    full = solve_fill(moments_of(x, y), FillKind("linear"))
     rank = 3
-    low = solve(moments_of(x, y), FillKind("linear", rank))
+    low = solve_fill(moments_of(x, y), FillKind("linear", rank))
     assert low["down"].shape == (rank, 12)
     assert low["up"].shape == (12, rank)
     u, s, v = torch.linalg.svd(full["up"])
@@ -65,7 +67,7 @@ def test_reduced_rank_beats_cutting_the_weights() -> None:
 def test_constant_input_does_not_blow_up() -> None:
     x = torch.ones(50, 12)
     y = torch.full((50, 12), 3.0)
-    found = solve(moments_of(x, y), FillKind("linear", 2))
+    found = solve_fill(moments_of(x, y), FillKind("linear", 2))
     predicted = x @ (found["up"] @ found["down"]).T + found["bias"]
     torch.testing.assert_close(predicted, y, rtol=1e-4, atol=1e-4)
 
@@ -82,13 +84,15 @@ def test_padding_never_counts() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "falcon-7b", "opt-post-norm", "olmo2"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "gpt_neox", "falcon-7b", "opt-post-norm", "olmo2"]
+)
 def test_one_fill_fitted_in_order_is_the_fill_fitted_alone(name: str) -> None:
     model = families.build(name)
     replay = Replay(model, pack(tiny.documents()))
     for kind in ("attention", "ffn"):
         section = Drop(**{kind: (2,)}, fill=FillKind("linear", 4))
-        ordered = fit_in_order(replay, section)
+        ordered = fit_in_order(replay, section, {})
         alone = fit_alone(replay, section.sublayers, section.fill)
         for part, value in alone[2, kind].items():
             torch.testing.assert_close(ordered[2, kind][part], value, rtol=1e-4, atol=1e-4)
@@ -105,3 +109,26 @@ def test_hand_written_plan_is_fitted_once() -> None:
     assert len(fitted.values) == 9
     assert fitted.evidence["calibration"]["source"] == "random tokens"
     assert fit(model, None, fitted) is fitted
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "opt", "falcon-7b"])
+@torch.no_grad()
+def test_repair_brings_the_residual_stream_back(name: str) -> None:
+    model = families.build(name)
+    anatomy = Anatomy.of(model)
+    text = tiny.calibration(count=60, longest=24)
+    replay = Replay(model, pack(text.documents))
+    dense = [replay.run(entry, batch) for batch, entry in enumerate(replay.entry)]
+    errors = {}
+    for rank in ("none", 8, "full"):
+        plan = Plan.empty(anatomy).with_section(
+            "drop", {"attention": [0], "ffn": [1], "fill": "mean", "repair": rank}
+        )
+        plan = fit(model, None, plan, calibration=text)
+        with apply(model, plan):
+            planned = Replay(model, replay.batches)
+            finals = [planned.run(entry, batch) for batch, entry in enumerate(planned.entry)]
+        real = [batch.real for batch in replay.batches]
+        gaps = [(d - p)[r] for d, p, r in zip(dense, finals, real, strict=True)]
+        errors[rank] = float(torch.cat(gaps).square().mean())
+    assert errors["full"] < errors[8] < errors["none"]

@@ -14,8 +14,9 @@ from skimp.errors import PlanError, SkimpError
 from skimp.finder.harm import Harm, Measure, Scoring
 from skimp.finder.rules import Material, Problem, Rule, Ruling, rules
 from skimp.methods.drop.fit import fit_alone, standing
-from skimp.methods.drop.method import NAME
-from skimp.methods.drop.section import Drop, FillKind
+from skimp.methods.drop.layout import repairable
+from skimp.methods.drop.section import Drop, FillKind, parse_repair
+from skimp.methods.drop.values import SECTION, gather
 from skimp.methods.fit import fit_plan
 from skimp.models.anatomy import KINDS, Anatomy
 from skimp.plan import Plan
@@ -51,6 +52,7 @@ def choose(
     drop_ffn: int = 0,
     drop_layers: int = 0,
     fill: str = "linear:16",
+    repair: str | int | None = None,
     keep_last: int = 0,
     harm: Measure = "kl",
     calibration: Calibration | None = None,
@@ -64,6 +66,8 @@ def choose(
         rule: a name in :func:`skimp.finder.rules.rules`.
         drop_attention, drop_ffn, drop_layers: how many of each to leave out.
         fill: zero, mean, linear:RANK or linear:full.
+        repair: of kept output projections: none, RANK or full; by default full where the fill is
+            linear, none where it is zero or mean, as in the papers.
         keep_last: so many layers at the end are not touched.
         harm: "kl" to the dense model, or "loss" of the calibration text.
         calibration: text; by default the model writes it itself.
@@ -76,10 +80,10 @@ def choose(
     """
     started = time.monotonic()
     anatomy = Anatomy.of(model)
-    ruler, kind = _find(rule), FillKind.parse(fill)
+    ruler, kind, rank = _find(rule), FillKind.parse(fill), _repair(repair, fill)
     counts = {"attention": drop_attention, "ffn": drop_ffn, "layer": drop_layers}
     _check(counts, keep_last, anatomy)
-    reads = ruler.reads_text or kind.name != "zero"
+    reads = ruler.reads_text or kind.name != "zero" or rank != 0
     if reads and calibration is None:
         calibration = calibrate(model, tokenizer, seed=seed, progress=progress)
     material = None
@@ -87,12 +91,12 @@ def choose(
         material = _material(model, calibration, counts, kind, harm, seed, ruler.reads_text)
     problem = Problem(anatomy.dense_layers, counts, keep_last, material, progress)
     ruling = ruler.choose(problem)
-    section = _section(ruling, kind)
-    plan = Plan.empty(anatomy).with_section(NAME, section.to_dict())
+    section = _section(ruling, kind, rank)
+    plan = Plan.empty(anatomy).with_section(SECTION, section.to_dict())
     section.check(anatomy)
     if calibration is not None:
         plan = fit_plan(model, plan, calibration, progress=progress)
-    loss = None if material is None else _harm_of(section, plan, material)
+    loss = None if material is None else _harm_of(section, plan, material, anatomy)
     return Choice(
         plan=plan,
         importance=_importance(ruling, counts, anatomy.dense_layers),
@@ -110,6 +114,12 @@ def _find(name: str) -> Rule:
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}."
         raise PlanError(f"rule: there is no rule {name!r}; {hint}")
     return known[name]
+
+
+def _repair(wanted: str | int | None, fill: str) -> int | None:
+    if wanted is None:
+        wanted = "full" if fill.startswith("linear") else "none"
+    return parse_repair(wanted)
 
 
 def _check(counts: Mapping[str, int], keep_last: int, anatomy: Anatomy) -> None:
@@ -149,16 +159,17 @@ def _material(
     return Material(scored, harm, fills)
 
 
-def _section(ruling: Ruling, fill: FillKind) -> Drop:
+def _section(ruling: Ruling, fill: FillKind, repair: int | None) -> Drop:
     places = {place for part in ruling.chosen for place in part.places}
     layers = {kind: tuple(sorted(la for la, k in places if k == kind)) for kind in KINDS}
-    return Drop(layers["attention"], layers["ffn"], fill)
+    return Drop(layers["attention"], layers["ffn"], fill, repair)
 
 
-def _harm_of(section: Drop, plan: Plan, material: Material) -> float:
+def _harm_of(section: Drop, plan: Plan, material: Material, anatomy: Anatomy) -> float:
     """Harm of the finished plan, its fills fitted in order."""
     replay = material.replay
-    with standing(replay, section, plan.values):
+    fitted = {place: {} for place in section.sublayers} | gather(plan.values)
+    with standing(replay, fitted, repairable(section, anatomy)):
         finals = [replay.run(entry, batch) for batch, entry in enumerate(replay.entry)]
     return material.harm(finals)
 

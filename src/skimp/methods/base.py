@@ -48,7 +48,9 @@ class Method(Protocol):
         """Whether the section must be fitted on calibration text before it can be applied."""
         ...
 
-    def fit(self, section: Any, replay: Replay, progress: Progress) -> dict[str, Tensor]:
+    def fit(
+        self, section: Any, anatomy: Anatomy, replay: Replay, progress: Progress
+    ) -> dict[str, Tensor]:
         """Fit those values on the dense model, replayed over calibration text."""
         ...
 

@@ -46,13 +46,14 @@ def fit_plan(
     model: nn.Module, plan: Plan, calibration: Calibration, *, progress: Progress = SILENT
 ) -> Plan:
     """Fit every section that needs values; the text used is noted as evidence."""
-    sections = check(plan, Anatomy.of(model))
+    anatomy = Anatomy.of(model)
+    sections = check(plan, anatomy)
     wanting = {n: s for n, s in sections.items() if methods()[n].needs_values(s)}
     if not wanting:
         return plan
     replay = Replay(model, pack(calibration.documents))
     for name, section in wanting.items():
-        plan = plan.with_values(methods()[name].fit(section, replay, progress))
+        plan = plan.with_values(methods()[name].fit(section, anatomy, replay, progress))
     return plan.with_evidence(calibration=calibration.to_dict())
 
 

@@ -85,6 +85,24 @@ def output_part(sublayer: Sublayer, anatomy: Anatomy) -> Part | None:
     return next((part for part in sublayer.parts if part.path.endswith(ends)), None)
 
 
+def repairable(section: Drop, anatomy: Anatomy) -> dict[Place, str]:
+    """Output projections that a repair can correct, relative to their layer.
+
+    Those of kept sublayers behind the first that is left out, in families whose branches are added
+    to the residual stream as they are.
+    """
+    if not section.repairs or not section.sublayers:
+        return {}
+    order = [(layer.source, kind) for layer in anatomy.layers for kind in KINDS]
+    behind = order[order.index(section.sublayers[0]) + 1 :]
+    found = {}
+    for source, kind in behind:
+        part = output_part(anatomy.layers[source].sublayer(kind), anatomy)
+        if part is not None and (source, kind) not in section.sublayers:
+            found[source, kind] = part.path.removeprefix(f"{anatomy.family.layers}.{source}.")
+    return found
+
+
 def planned_path(path: str, anatomy: Anatomy, kept: list[int]) -> str:
     """A module's path after the layers that remain were renumbered."""
     prefix = f"{anatomy.family.layers}."

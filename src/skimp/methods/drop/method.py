@@ -8,22 +8,26 @@ from torch import Tensor, nn
 
 import skimp
 from skimp.calibration.replay import Replay
-from skimp.errors import PlanError
 from skimp.methods.base import Applying
-from skimp.methods.drop.fit import fit_in_order, value_names
-from skimp.methods.drop.layout import make_layout, mean_folds, output_part, reduce
+from skimp.methods.drop import values as fitted_values
+from skimp.methods.drop.fit import fit_in_order, repair
+from skimp.methods.drop.layout import (
+    make_layout,
+    mean_folds,
+    output_part,
+    reduce,
+    repairable,
+)
 from skimp.methods.drop.section import Drop, DropFile, read_section
 from skimp.models.anatomy import Anatomy, Kind
 from skimp.models.carve import Constant, Linear, carve
 from skimp.progress import Progress
 
-NAME = "drop"
-
 
 class DropMethod:
     """Leave out attention sublayers, FF sublayers or whole layers (Tyukin et al., 2024)."""
 
-    name = NAME
+    name = fitted_values.SECTION
     schema = DropFile
 
     def read(self, data: Mapping[str, Any]) -> Drop:
@@ -33,26 +37,28 @@ class DropMethod:
         section.check(anatomy)
 
     def needs_values(self, section: Drop) -> bool:
-        return bool(section.sublayers) and section.fill.name != "zero"
+        return bool(section.sublayers) and (section.fill.name != "zero" or section.repairs)
 
-    def fit(self, section: Drop, replay: Replay, progress: Progress) -> dict[str, Tensor]:
-        fitted = fit_in_order(replay, section, progress)
-        return {
-            name: values[name.rpartition(".")[2]]
-            for (layer, kind), values in fitted.items()
-            for name in value_names(section, layer, kind)
-        }
+    def fit(
+        self, section: Drop, anatomy: Anatomy, replay: Replay, progress: Progress
+    ) -> dict[str, Tensor]:
+        fitted = fit_in_order(replay, section, repairable(section, anatomy), progress)
+        return fitted_values.flatten(fitted)
 
     def apply(self, section: Drop, work: Applying) -> None:
         if not section.sublayers:
             return
-        values = {place: _values_at(section, place, work) for place in section.sublayers}
+        fitted_values.check(section, work.anatomy, work.values)
+        found = fitted_values.gather(work.values)
+        values = {place: found.get(place, {}) for place in section.sublayers}
         layout = make_layout(section, work.anatomy, work.model)
         folds = mean_folds(section, work.anatomy)
         biases = _folded_biases(folds, values, work)
         config: Any = work.model.config
         # After carving, paths are renumbered; the layer objects are not, so reach through them.
         blocks: list[nn.Module] = list(work.model.get_submodule(work.anatomy.family.layers))
+        for place, path in repairable(section, work.anatomy).items():
+            repair(blocks[place[0]], path, found[place], work.surgery)
         carve(work.model, layout, work.surgery.set)
         for path, bias in biases.items():
             parameter = nn.Parameter(bias, requires_grad=False)
@@ -66,25 +72,6 @@ class DropMethod:
 
 
 METHOD = DropMethod()
-
-
-def _values_at(section: Drop, place: tuple[int, Kind], work: Applying) -> dict[str, Tensor]:
-    size, rank = work.anatomy.hidden_size, section.fill.rank
-    shapes = {"mean": (size,), "bias": (size,), "down": (rank, size), "up": (size, rank or size)}
-    found = {}
-    for name in value_names(section, *place):
-        if name not in work.values:
-            raise PlanError(
-                f"drop.fill: {section.fill} has not been fitted ({name} is missing); run "
-                "`skimp plan MODEL --fit plan.yaml`, or skimp.fit(model, tokenizer, plan)."
-            )
-        value, short = work.values[name], name.rpartition(".")[2]
-        if tuple(value.shape) != shapes[short]:
-            raise PlanError(
-                f"{name}: has shape {tuple(value.shape)} where {shapes[short]} is needed."
-            )
-        found[short] = value
-    return found
 
 
 def _folded_biases(

@@ -40,13 +40,35 @@ class FillKind:
         return self.name if self.name != "linear" else f"linear:{self.rank or 'full'}"
 
 
+def parse_repair(text: str | int) -> int | None:
+    """Read `none` (0), a rank, or `full` (None); PlanError otherwise."""
+    if text == "full":
+        return None
+    if text == "none":
+        return 0
+    if str(text).isdecimal():
+        return int(text)
+    raise PlanError(f"drop.repair: {text!r} is none of none, RANK (for example 64) or full.")
+
+
+def format_repair(rank: int | None) -> str | int:
+    """The inverse of `parse_repair`."""
+    return "full" if rank is None else (rank or "none")
+
+
 @dataclass(frozen=True)
 class Drop:
-    """Sublayers to leave out, by their layer's index in the dense model, ascending."""
+    """Sublayers to leave out, by their layer's index in the dense model, ascending.
+
+    `repair` is the rank of the correction added, in closed form, to the output projection of every
+    sublayer behind the first that is left out; 0 for none, None for no limit. It merges into the
+    weights, so it costs nothing at run time.
+    """
 
     attention: tuple[int, ...] = ()
     ffn: tuple[int, ...] = ()
     fill: FillKind = FillKind()
+    repair: int | None = 0
 
     def of(self, kind: Kind) -> tuple[int, ...]:
         return self.attention if kind == "attention" else self.ffn
@@ -57,11 +79,16 @@ class Drop:
         pairs: list[tuple[int, Kind]] = [(la, kind) for kind in KINDS for la in self.of(kind)]
         return tuple(sorted(pairs, key=lambda pair: (pair[0], KINDS.index(pair[1]))))
 
+    @property
+    def repairs(self) -> bool:
+        return self.repair != 0
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "attention": list(self.attention),
             "ffn": list(self.ffn),
             "fill": str(self.fill),
+            "repair": format_repair(self.repair),
         }
 
     def check(self, anatomy: Anatomy) -> None:
@@ -78,6 +105,11 @@ class Drop:
             raise PlanError(
                 "drop.attention: at least one attention sublayer must stay, since positions and "
                 "masks come from its KV cache."
+            )
+        if self.repair is not None and self.repair > anatomy.hidden_size:
+            raise PlanError(
+                f"drop.repair: rank {self.repair} exceeds the hidden size {anatomy.hidden_size}; "
+                "use full."
             )
         rank = self.fill.rank
         if rank is not None and rank > anatomy.hidden_size:
@@ -97,6 +129,9 @@ class DropFile(BaseModel):
     fill: str = Field(
         default="zero", description="what stands in their place: zero, mean, linear:RANK"
     )
+    repair: str | int = Field(
+        default="none", description="repair of kept output projections: none, RANK or full"
+    )
 
 
 def read_section(data: Mapping[str, Any]) -> Drop:
@@ -115,4 +150,5 @@ def read_section(data: Mapping[str, Any]) -> Drop:
         attention=tuple(sorted({*file.attention, *file.layers})),
         ffn=tuple(sorted({*file.ffn, *file.layers})),
         fill=FillKind.parse(file.fill),
+        repair=parse_repair(file.repair),
     )

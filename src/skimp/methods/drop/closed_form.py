@@ -1,0 +1,89 @@
+"""The closed forms behind fills and repairs: means, ridge regression, reduced rank.
+
+Reduced-rank regression as in Izenman (1975), with a ridge as in Mukherjee and Zhu (2011):
+W = (Cxx + lambda I)^-1 Cxy, projected on the leading principal directions of its fitted values.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skimp.methods.drop.section import FillKind
+
+# Shares of the mean diagonal of Cxx, found on held-out text of other kinds (docs/log.md).
+FILL_RIDGE = 1e-2
+REPAIR_RIDGE = 1e-1
+Values = dict[str, Tensor]
+
+
+@dataclass
+class Moments:
+    """Running first and second moments of inputs x [n, d] and targets y [n, m], in float64."""
+
+    count: int = 0
+    x: Tensor | float = 0.0
+    y: Tensor | float = 0.0
+    xx: Tensor | float = 0.0
+    xy: Tensor | float = 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Count in rows of inputs and targets."""
+        x, y = x.float(), y.float()
+        self.count += len(x)
+        self.x = self.x + x.sum(0, dtype=torch.float64)
+        self.y = self.y + y.sum(0, dtype=torch.float64)
+        self.xx = self.xx + (x.T @ x).double()
+        self.xy = self.xy + (x.T @ y).double()
+
+
+def solve_fill(moments: Moments, fill: FillKind) -> Values:
+    """The fitted tensors of one fill: `mean` [d], or `down` [r, d], `up` [d, r] and `bias` [d]."""
+    if fill.name == "zero":
+        return {}
+    mean_x = torch.as_tensor(moments.x / moments.count)
+    mean_y = torch.as_tensor(moments.y / moments.count)
+    if fill.name == "mean":
+        return {"mean": mean_y.float()}
+    cxx = moments.xx / moments.count - mean_x.outer(mean_x)
+    cxy = moments.xy / moments.count - mean_x.outer(mean_y)
+    down, up = reduced_rank_ridge(cxx, cxy, FILL_RIDGE, fill.rank)
+    bias = (mean_y - up @ (down @ mean_x)).float()
+    if fill.rank is None:
+        return {"up": (up @ down).float(), "bias": bias}
+    return {"down": down.float(), "up": up.float(), "bias": bias}
+
+
+def solve_repair(moments: Moments, rank: int | None) -> Values:
+    """What to add to an output projection [d, n]: `repair`, or `repair_up` and `repair_down`.
+
+    x is what enters the projection, y what its output lacks; there is no intercept, since most
+    projections have no bias.
+    """
+    cxx = torch.as_tensor(moments.xx / moments.count)
+    cxy = torch.as_tensor(moments.xy / moments.count)
+    down, up = reduced_rank_ridge(cxx, cxy, REPAIR_RIDGE, rank)
+    if rank is None:
+        # Half precision is plenty for a correction, and these are as large as the weights.
+        return {"repair": (up @ down).to(torch.bfloat16)}
+    return {"repair_down": down.float(), "repair_up": up.float()}
+
+
+def reduced_rank_ridge(
+    cxx: Tensor, cxy: Tensor, ridge: float, rank: int | None
+) -> tuple[Tensor, Tensor]:
+    """Factors `down` [r, n] and `up` [m, r] of the best rank-r map from x [n] to y [m].
+
+    Args:
+        cxx: second moments of x [n, n], float64.
+        cxy: of x with y [n, m], float64.
+        ridge: as a share of the mean diagonal of `cxx`.
+        rank: r; None for no limit.
+    """
+    damping = ridge * cxx.diagonal().mean().clamp_min(1e-12)
+    damped = cxx + damping * torch.eye(len(cxx), dtype=cxx.dtype, device=cxx.device)
+    weights = torch.linalg.solve(damped, cxy)
+    # Eigenvectors come in ascending order, so the last are the directions that matter.
+    size = weights.shape[1]
+    directions = torch.linalg.eigh(weights.T @ damped @ weights)[1][:, -min(rank or size, size) :]
+    return (weights @ directions).T.contiguous(), directions.contiguous()
