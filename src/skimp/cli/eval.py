@@ -1,0 +1,329 @@
+"""`skimp eval`: quality of plans beside the dense model, on tasks and on text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from skimp.cli import options, output
+from skimp.cli.common import Run, layer_words, plan_names, read_plan, require_dense
+from skimp.cli.common import dropped_of as dropped
+from skimp.cli.common import require_tokenizer as tokenizer_of
+from skimp.errors import EvaluationError, SkimpError
+from skimp.report import numbers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from skimp.measure.fidelity import Fidelity
+    from skimp.measure.quality import Evaluation, TaskComparison
+    from skimp.models.load import Loaded
+    from skimp.plan import Plan
+
+# Far from the seeds that people calibrate with, so that text written anew is held out.
+_HELD_OUT_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Text:
+    """Held-out token documents (each [tokens]) and what they are, in words."""
+
+    documents: Sequence[Tensor]
+    source: str
+
+
+def evaluate(
+    ctx: typer.Context,
+    model: options.Model,
+    plan: options.PlanFiles = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            metavar="TASKS",
+            help="Names that lm-eval knows, a folder of task YAMLs, one YAML file, or FOLDER:NAME; "
+            "several with commas.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="The first N items of each task only."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Held-out text to compare predictions on; by default the dense model writes it "
+            "afresh, with another seed than calibration.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        int,
+        typer.Option("--tokens", metavar="N", min=0, help="Tokens of text; 0 reads none."),
+    ] = 4096,
+    window: Annotated[
+        int, typer.Option("--window", metavar="N", min=2, help="Tokens of one document.")
+    ] = 256,
+    json_file: options.JsonFile = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    debug: options.Debug = False,
+) -> None:
+    """Measure what plans do to quality, item by item beside the dense model.
+
+    Intervals are paired and hold at 95%. What a plan was chosen on is never
+    what it is judged on. Without a plan, the dense model alone is measured.
+
+    [bold]Examples[/]
+
+    skimp eval demo --plan plan.yaml --json eval.json
+    skimp eval demo --plan plan.yaml --tasks piqa,arc_easy --limit 200
+    skimp eval demo --plan greedy.yaml --plan last.yaml --tasks my_tasks/ --text held_out.txt
+    """
+    del debug
+    run = Run.start(
+        ctx, json_file=json_file, seed=seed, device=device, dtype=dtype, threads=threads
+    )
+    if not tasks and tokens == 0:
+        raise SkimpError("nothing to evaluate: give --tasks, or --tokens above 0.")
+    if text is not None and not text.is_file():
+        raise EvaluationError(f"--text: there is no file {text}.")
+    check_tasks(tasks, seed)
+    plans = dict(zip(plan_names(plan or []), map(read_plan, plan or []), strict=True))
+    loaded = run.load(model)
+    if plans:
+        require_dense(loaded, "eval --plan")
+    held_out = None
+    if tokens:
+        held_out = held_out_text(run, loaded, text, tokens, window, list(plans.values()))
+    parts = measure(run, loaded, plans, tasks or [], limit, held_out)
+    document = describe(run, loaded, plans, parts, held_out, limit)
+    show(run, parts, plans, held_out)
+    run.finish(document)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found for one plan, or for the dense model alone (no comparisons then)."""
+
+    dense: Evaluation | None
+    comparisons: Mapping[str, TaskComparison]
+    mean: TaskComparison | None
+    fidelity: Fidelity | None
+
+    def to_dict(self, planned: bool) -> dict[str, Any]:
+        """The `tasks`, `mean` and `fidelity` of a document."""
+        return {
+            "tasks": self._tasks(),
+            "mean": self.mean.to_dict() if self.mean is not None else None,
+            "fidelity": self._fidelity(planned),
+        }
+
+    def _tasks(self) -> dict[str, Any]:
+        if self.comparisons or self.dense is None:
+            return {name: one.to_dict() for name, one in self.comparisons.items()}
+        gap = {"planned": None, "difference": None, "interval": None}
+        return {
+            name: {
+                "metric": scores.metric,
+                "dense": scores.value,
+                **gap,
+                "items": len(scores.items),
+            }
+            for name, scores in self.dense.tasks.items()
+        }
+
+    def _fidelity(self, planned: bool) -> dict[str, Any] | None:
+        if self.fidelity is None:
+            return None
+        found = self.fidelity.to_dict()
+        if planned:
+            return found
+        own = ("perplexity_dense", "loss_dense", "tokens", "documents")
+        return {name: value if name in own else None for name, value in found.items()}
+
+
+def held_out_text(
+    run: Run, loaded: Loaded, file: Path | None, tokens: int, window: int, plans: Sequence[Plan]
+) -> Text:
+    """Documents of at most `window` tokens, about `tokens` in all, that no plan was chosen on.
+
+    Raises:
+        EvaluationError: the file cannot be read or is too short.
+    """
+    tokenizer = tokenizer_of(loaded, "`skimp eval`")
+    if file is not None:
+        from skimp.measure.fidelity import windows
+
+        try:
+            content = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise EvaluationError(f"--text: {file} cannot be read as UTF-8 ({error}).") from None
+        if file.name in {used.get("source") for used in _calibrations(plans)}:
+            run.progress.note(f"A plan was chosen on a file called {file.name}: is this another?")
+        return Text(windows(content, tokenizer, min(window, tokens), tokens), file.name)
+    from skimp.calibration.text import calibrate
+
+    seeds = {used.get("seed") for used in _calibrations(plans)}
+    seed = next(s for s in range(run.seed + _HELD_OUT_SEED, 2**63) if s not in seeds)
+    run.progress.note(f"No --text: the dense model writes held-out text with seed {seed}.")
+    written = calibrate(loaded.model, tokenizer, seed=seed, progress=run.progress)
+    documents = [part[:window] for part in written.sample(tokens, seed) if len(part) > 1]
+    return Text(documents, f"text {written.source}, written afresh with seed {seed}")
+
+
+def measure(
+    run: Run,
+    loaded: Loaded,
+    plans: Mapping[str, Plan],
+    tasks: list[str],
+    limit: int | None,
+    text: Text | None,
+) -> dict[str, Measured]:
+    """Score the dense model once and each plan beside it; `{"": …}` without a plan."""
+    from skimp.measure.fidelity import fidelity
+    from skimp.measure.quality import compare, overall
+    from skimp.methods.apply import apply
+    from skimp.methods.registry import check
+    from skimp.models.anatomy import Anatomy
+
+    model, anatomy = loaded.model, Anatomy.of(loaded.model)
+    for each in plans.values():
+        check(each, anatomy)
+
+    def switch(plan: Plan | None) -> Any:
+        return nullcontext() if plan is None else apply(model, plan, anatomy=anatomy)
+
+    dense = _score(run, loaded, tasks, limit, "dense")
+    found: dict[str, Measured] = {}
+    for name, each in (plans or {"": None}).items():
+        comparisons: dict[str, TaskComparison] = {}
+        near = None
+        if dense is not None and each is not None:
+            with switch(each):
+                scores = _score(run, loaded, tasks, limit, name)
+            assert scores is not None
+            comparisons = compare(dense, scores, seed=run.seed)
+        if text is not None:
+            near = fidelity(
+                model, lambda each=each: switch(each), text.documents, progress=run.progress
+            )
+        found[name] = Measured(dense, comparisons, overall(comparisons), near)
+    return found
+
+
+def describe(
+    run: Run,
+    loaded: Loaded,
+    plans: Mapping[str, Plan],
+    parts: Mapping[str, Measured],
+    text: Text | None,
+    limit: int | None,
+) -> dict[str, Any]:
+    """The verb's document: of the first plan, with every plan by name where there are several."""
+    from skimp.models.anatomy import Anatomy
+
+    first = next(iter(plans.values()), None)
+    document = {
+        **run.loaded_header(loaded, Anatomy.of(loaded.model), first or loaded.plan),
+        **next(iter(parts.values())).to_dict(first is not None),
+        "held_out": text.source if text is not None else None,
+        "limit": limit,
+    }
+    if len(plans) > 1:
+        document["plans"] = {
+            name: {"plan": plan.to_dict(), **parts[name].to_dict(True)}
+            for name, plan in plans.items()
+        }
+    return document
+
+
+def show(
+    run: Run, parts: Mapping[str, Measured], plans: Mapping[str, Plan], text: Text | None
+) -> None:
+    """Print tasks and fidelity, a table for each plan."""
+    for name, part in parts.items():
+        if name:
+            gone = dropped(plans[name])
+            words = ", ".join(f"{kind} {layer_words(la)}" for kind, la in gone.items() if la)
+            run.console.print(f"[bold]{name}[/]: without {words or 'nothing'}")
+        if part.dense is not None:
+            run.console.print(_tasks_table(part))
+        if part.fidelity is not None and text is not None:
+            run.console.print(_fidelity_table(part.fidelity, text, planned=bool(name)))
+
+
+def _score(
+    run: Run, loaded: Loaded, tasks: list[str], limit: int | None, name: str
+) -> Evaluation | None:
+    from skimp.measure.quality import evaluate as score
+
+    if not tasks:
+        return None
+    run.progress.note(f"Scoring tasks: {name}.")
+    return score(
+        loaded.model, loaded.tokenizer, tasks, limit=limit, seed=run.seed, progress=run.progress
+    )
+
+
+def check_tasks(tasks: list[str] | None, seed: int) -> None:
+    """Refuse unknown tasks before the model is loaded; they are built again for each run."""
+    if tasks:
+        from skimp.measure.tasks import load_tasks
+
+        load_tasks(tasks, seed)
+
+
+def _calibrations(plans: Sequence[Plan]) -> list[Mapping[str, Any]]:
+    found = (plan.evidence.get("calibration") for plan in plans)
+    return [used for used in found if isinstance(used, Mapping)]
+
+
+def _tasks_table(part: Measured) -> Any:
+    assert part.dense is not None
+    if not part.comparisons:
+        made = output.table("Tasks", "task", "metric", ">items", ">dense")
+        for name, scores in part.dense.tasks.items():
+            value = numbers.significant(scores.value, 4)
+            made.add_row(name, scores.metric, numbers.count(len(scores.items)), value)
+        return made
+    columns = ("task", "metric", ">items", ">dense", ">planned", ">difference", ">95% interval")
+    made = output.table("Tasks", *columns)
+    rows = dict(part.comparisons)
+    if part.mean is not None and len(rows) > 1:
+        rows["mean"] = part.mean
+    for name, one in rows.items():
+        share = one.kind == "mean" and 0 <= one.dense <= 1 and 0 <= one.planned <= 1
+        value = numbers.share if share else numbers.significant
+        step = numbers.points if share else numbers.plus
+        low, high = one.interval
+        made.add_row(
+            name,
+            one.metric,
+            numbers.count(one.items),
+            value(one.dense),
+            value(one.planned),
+            step(one.difference),
+            f"{step(low)} to {step(high)}",
+        )
+    return made
+
+
+def _fidelity_table(found: Fidelity, text: Text, *, planned: bool) -> Any:
+    made = output.table(f"{numbers.count(found.tokens)} tokens of {text.source}", "", ">value")
+    made.add_row("perplexity, dense", numbers.significant(found.perplexity_dense, 4))
+    if planned:
+        low, high = found.kl_interval
+        spread = f"{numbers.significant(low)} to {numbers.significant(high)}"
+        made.add_row("perplexity, planned", numbers.significant(found.perplexity_planned, 4))
+        made.add_row("KL from dense, nats/token", f"{numbers.significant(found.kl)} ({spread})")
+        made.add_row("same likeliest token", numbers.share(found.top1_agreement))
+    return made

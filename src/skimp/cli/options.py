@@ -1,0 +1,91 @@
+"""The arguments and options that verbs share, each defined once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_COMMON = "Common options"
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="demo, a folder, a .gguf file, a hub id, or random:SHAPE[,layers=N][,seed=S].",
+        show_default=False,
+    ),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="PLAN",
+        help="Plan file (or a folder that holds plan.yaml) to look at beside the dense model.",
+    ),
+]
+PlanFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plan",
+        metavar="PLAN",
+        help="Plan file (or a folder that holds plan.yaml); give it again for each further plan.",
+    ),
+]
+WorkloadText = Annotated[
+    str,
+    typer.Option(
+        "--workload",
+        metavar="PROMPT+NEWxBATCH",
+        help="Prompt tokens, new tokens and sequences at once.",
+    ),
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write the result as JSON too; - writes it to standard output, and text to stderr.",
+        rich_help_panel=_COMMON,
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", metavar="N", min=0, max=2**32 - 1, help="Of every draw.", rich_help_panel=_COMMON
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:N or mps.", rich_help_panel=_COMMON
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="auto (what the device multiplies fast), float32, bfloat16 or float16.",
+        rich_help_panel=_COMMON,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        max=4096,
+        help="CPU threads; by default torch's own choice.",
+        show_default=False,
+        rich_help_panel=_COMMON,
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        help="Show the traceback of an error (as SKIMP_DEBUG=1 does).",
+        rich_help_panel=_COMMON,
+    ),
+]

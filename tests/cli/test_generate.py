@@ -1,0 +1,96 @@
+"""`skimp generate`, its loop, and how tokens become text."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.cli.conftest import Skimp, complaint, make_tokenizer, read
+
+from skimp.cli.streaming import Pieces, Sampling, Timing, generate
+
+TOKENIZER = make_tokenizer()
+
+
+@given(st.text(max_size=40))
+def test_pieces_join_to_the_whole_text(text: str) -> None:
+    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    pieces = Pieces(TOKENIZER)
+    joined = "".join([*(pieces.add(token) for token in ids), pieces.rest()])
+    assert joined == TOKENIZER.decode(ids, skip_special_tokens=True)
+
+
+def test_a_character_of_many_tokens_is_never_torn() -> None:
+    ids = TOKENIZER("a🌊b", add_special_tokens=False)["input_ids"]
+    pieces = Pieces(TOKENIZER)
+    assert all("\ufffd" not in pieces.add(token) for token in ids)
+
+
+def test_greedy_equals_the_model_s_own(folder: Path) -> None:
+    from skimp.models.load import load
+
+    loaded = load(str(folder), dtype="float32")
+    ids = TOKENIZER("The river runs")["input_ids"]
+    timing = Timing()
+    own = list(generate(loaded.model, ids, new=12, sampling=Sampling(), timing=timing))
+    reference = loaded.model.generate(
+        torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=0
+    )[0, len(ids) :].tolist()
+    assert own == [token for token in reference if token != 0]
+    assert len(timing.steps) in (len(own) - 1, len(own))
+
+
+@pytest.mark.parametrize("words", [[], ["--temperature", "1.5", "--top-p", "0.9", "--top-k", "40"]])
+def test_the_text_is_all_of_standard_output(
+    skimp: Skimp, folder: Path, tmp_path: Path, zero_plan: Path, words: list[str]
+) -> None:
+    words = [*words, "--plan", str(zero_plan), "--max-new-tokens", "9", "--json", "g.json"]
+    result = skimp("generate", folder, "The river", *words)
+    found = read(tmp_path / "g.json")
+    assert result.stdout == found["text"] + "\n"
+    assert found["tokens"]["new"] <= 9
+    assert found["stopped"] in ("length", "end")
+    assert "tokens" in result.stderr
+    assert skimp("generate", folder, "The river", *words).stdout == result.stdout
+
+
+def test_the_prompt_may_come_from_standard_input(skimp: Skimp, folder: Path) -> None:
+    words = ("generate", folder, "-", "--max-new-tokens", "3")
+    assert (
+        skimp(*words, stdin="The river").stdout
+        == skimp("generate", folder, "The river", "--max-new-tokens", "3").stdout
+    )
+
+
+def test_the_context_may_run_full(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    prompt = "The river runs. " * 70
+    used = len(TOKENIZER(prompt)["input_ids"])
+    assert 400 < used < 512
+    words = ("--max-new-tokens", "400", "--temperature", "5", "--json", "g.json")
+    skimp("generate", folder, prompt, *words)
+    found = read(tmp_path / "g.json")
+    assert found["tokens"]["prompt"] + found["tokens"]["new"] <= 512
+    assert "context" in complaint(skimp("generate", folder, prompt * 2, *words, code=2))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([""], "PROMPT"),
+        ([" \n"], "PROMPT"),
+        (["a", "--top-p", "0.5"], "--temperature"),
+        (["a", "--temperature", "1", "--top-p", "1.5"], "--top-p"),
+        (["a", "--temperature", "nan"], "--temperature"),
+        (["a", "--temperature", "-1"], "--temperature"),
+        (["a", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["a", "--chat"], "--chat"),
+    ],
+)
+def test_mistakes_are_named(skimp: Skimp, folder: Path, words: list[str], named: str) -> None:
+    assert named in complaint(skimp("generate", folder, *words, code=2))
+
+
+def test_random_weights_have_no_words(skimp: Skimp) -> None:
+    words = ("generate", "random:smollm2-135m,layers=1", "a")
+    assert "tokenizer" in complaint(skimp(*words, code=2))
