@@ -1,7 +1,9 @@
 """Calibration text: the user's own, or text that the dense model writes itself.
 
-By default the model continues a bundled, varied set of prompts (written for skimp), so that no data
-set is needed and no single kind of text is favoured. Sampling is seeded.
+By default these are a bundled, varied set of prompts and passages (written for skimp), the short
+ones continued by the model, so that no data set is needed and no single kind of text is favoured.
+Sampling is seeded and takes the model's distribution as it is: text cut to the likely tokens never
+surprises, and hides what is lost when a model can no longer follow an unusual text (docs/log.md).
 """
 
 import json
@@ -33,11 +35,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How self-written text is sampled."""
+    """How self-written text is sampled: prompts of at most `longest` tokens are continued."""
 
-    new_tokens: int = 64
-    temperature: float = 0.9
-    top_p: float = 0.95
+    new_tokens: int = 48
+    longest: int = 64
+    temperature: float = 1.0
     batch: int = 32
 
 
@@ -54,8 +56,8 @@ class Calibration:
     def tokens(self) -> int:
         return sum(len(document) for document in self.documents)
 
-    def sample(self, tokens: int, seed: int) -> list[Tensor]:
-        """Whole documents of about `tokens` tokens in all, taken from every kind in turn."""
+    def sample(self, tokens: int, seed: int, *, longest: int | None = None) -> list[Tensor]:
+        """About `tokens` tokens: documents, or their first `longest`, of every kind in turn."""
         shelves: dict[str, list[Tensor]] = {}
         for kind, document in zip(self.kinds, self.documents, strict=True):
             shelves.setdefault(kind, []).append(document)
@@ -67,7 +69,7 @@ class Calibration:
             for shelf in filter(None, shelves.values()):
                 if sum(map(len, taken)) >= tokens:
                     return taken
-                taken.append(shelf.pop())
+                taken.append(shelf.pop()[:longest])
         return taken
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,9 +138,10 @@ def _self_written(
     model: nn.Module, tokenizer: Any, seed: int, sampling: Sampling, progress: Progress
 ) -> Calibration:
     prompts = [_encode(prompt, tokenizer) for prompt in bundled_prompts()]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    groups = [order[i : i + sampling.batch] for i in range(0, len(order), sampling.batch)]
-    documents: dict[int, Tensor] = {}
+    documents = dict(enumerate(prompts))
+    short = [index for index, prompt in documents.items() if len(prompt) <= sampling.longest]
+    short.sort(key=lambda index: len(prompts[index]))
+    groups = [short[i : i + sampling.batch] for i in range(0, len(short), sampling.batch)]
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     with (
@@ -184,7 +187,7 @@ def _continue(
         max_new_tokens=sampling.new_tokens,
         do_sample=True,
         temperature=sampling.temperature,
-        top_p=sampling.top_p,
+        top_p=1.0,
         top_k=0,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,

@@ -22,8 +22,11 @@ from skimp.models.anatomy import KINDS, Anatomy
 from skimp.plan import Plan
 from skimp.progress import SILENT, Progress
 
-# Tokens of calibration text on which rules try parts out; fills are fitted on all of it.
-SCORED_TOKENS = 1536
+# Tokens of calibration text on which rules try parts out, and at most so many of a document; tokens
+# on which fills are fitted for that. The plan's own fills are fitted on all of the text.
+SCORED_TOKENS = 2048
+SCORED_LENGTH = 160
+TRIED_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -148,12 +151,13 @@ def _material(
     seed: int,
     fits: bool,
 ) -> Material:
-    scored = Replay(model, pack(calibration.sample(SCORED_TOKENS, seed)))
+    documents = calibration.sample(SCORED_TOKENS, seed, longest=SCORED_LENGTH)
+    scored = Replay(model, pack(documents))
     harm = Harm(scored, measure, scoring=Scoring(), seed=seed)
     kinds = [kind for kind in KINDS if counts[kind] or counts["layer"]]
     places = [(layer, kind) for kind in kinds for layer in range(len(scored.layers))]
     if fits and fill.name != "zero":
-        fills = fit_alone(Replay(model, pack(calibration.documents)), places, fill)
+        fills = fit_alone(Replay(model, pack(calibration.sample(TRIED_TOKENS, seed))), places, fill)
     else:
         fills = {place: {} for place in places}
     return Material(scored, harm, fills)

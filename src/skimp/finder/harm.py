@@ -1,9 +1,9 @@
 """How much worse a model gets on calibration text: the harm that rules compare.
 
 Only a sample of positions is scored, since the head is a large share of a small model's work: half
-of them drawn evenly, half where the dense model's prediction owes most to the far context. What a
-model loses first without attention is recall over distance, and evenly drawn positions hardly ask
-for it.
+of them drawn evenly, half where far context helps the dense model most to foresee the token that
+comes. What a model loses first without attention is recall over distance, and evenly drawn
+positions hardly ask for it.
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ def choose_positions(
 
 
 def context_gain(replay: Replay, finals: Sequence[Tensor], block: int) -> list[Tensor]:
-    """KL [B, S] from the dense prediction to that with only `block` to 2 `block` tokens of context.
+    """How far the next token's log-probability [B, S] falls with `block` to 2 `block` tokens left.
 
     Positions whose whole context is that short gain nothing.
     """
@@ -103,17 +103,18 @@ def context_gain(replay: Replay, finals: Sequence[Tensor], block: int) -> list[T
         pieces, places = [], []
         for row in range(len(batch.ids)):
             length = int(batch.real[row].sum())
-            for start in range(2 * block, length, block):
-                pieces.append(batch.ids[row, start - block : min(start + block, length)].cpu())
+            for start in range(2 * block, length - 1, block):
+                pieces.append(batch.ids[row, start - block : min(start + block, length - 1)].cpu())
                 places.append((row, start))
         if pieces:
-            _measure_gain(replay, pieces, places, final, gain, block)
+            _measure_gain(replay, batch.ids, pieces, places, final, gain, block)
         gains.append(gain)
     return gains
 
 
 def _measure_gain(
     replay: Replay,
+    ids: Tensor,
     pieces: list[Tensor],
     places: list[tuple[int, int]],
     final: Tensor,
@@ -128,9 +129,11 @@ def _measure_gain(
         for row, real in enumerate(short.batches[number].real):
             where, start = places[next(piece)]
             count = int(real.sum()) - block
+            target = ids[where, start + 1 : start + 1 + count, None]
             near = short.logits(after[row, block : block + count]).float().log_softmax(-1)
             full = replay.logits(final[where, start : start + count]).float().log_softmax(-1)
-            gain[where, start : start + count] = (full.exp() * (full - near)).sum(-1).cpu()
+            rise = (full.gather(1, target) - near.gather(1, target))[:, 0]
+            gain[where, start : start + count] = rise.cpu()
 
 
 def _eligible(real: Tensor, skip: int) -> Tensor:

@@ -18,10 +18,9 @@ from torch import nn
 import skimp
 from skimp.errors import PlanError, SkimpError
 from skimp.models import carve
-from skimp.plan import Plan
+from skimp.plan import PLAN_FILE, Plan
 
 MODELLING = "modeling_planned"
-PLAN = "plan.yaml"
 _HEADER = '''"""A {family} model with sublayers left out, written by skimp {version}.
 
 Load with AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True); nothing but
@@ -107,7 +106,7 @@ def _write(model: Any, tokenizer: Any, plan: Plan, folder: Path) -> None:
             model.generation_config.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    plan.write(folder / PLAN)
+    plan.write(folder / PLAN_FILE)
 
 
 def _tied(model: Any) -> list[str]:
