@@ -25,7 +25,16 @@ def test_by_hand_names_what_does_not_fit(skimp: Skimp, folder: Path) -> None:
 def test_by_hand_with_a_fitted_fill(
     skimp: Skimp, folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    words = ("--attention", "1", "--fill", "linear:4", "--calibration", text_file)
+    words = (
+        "--attention",
+        "1",
+        "--fill",
+        "linear:4",
+        "--repair",
+        "none",
+        "--calibration",
+        text_file,
+    )
     skimp("plan", folder, *words, "--out", "p.yaml", "--json", "p.json")
     plan = Plan.read(tmp_path / "p.yaml")
     assert set(plan.values) == {f"drop.attention.1.{name}" for name in ("down", "up", "bias")}

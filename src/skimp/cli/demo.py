@@ -15,8 +15,7 @@ from skimp.cli import apply as apply_verb
 from skimp.cli import bench as bench_verb
 from skimp.cli import eval as eval_verb
 from skimp.cli import inspect as inspect_verb
-from skimp.cli import options, output
-from skimp.cli import plan as plan_verb
+from skimp.cli import options, output, planning
 from skimp.cli.common import Run
 from skimp.report import numbers
 
@@ -164,29 +163,35 @@ def _choose(
     from skimp.workload import Workload
 
     work = Workload.parse(FULL.workload)
-    last = plan_verb.Wanted("last", DROP, 0, 0, 0, "kl")
     # As published, `last` puts nothing in the gaps.
-    plans = {"last": plan_verb.choose(run, loaded, last, "zero", None)[0]}
-    greedy = plan_verb.Wanted("greedy", DROP, 0, 0, 0, "kl")
+    last = planning.Wanted("last", DROP, 0, 0, fill="zero")
+    plans = {"last": planning.choose(run, loaded, last, None)[0]}
+    greedy = planning.Wanted("greedy", DROP, 0, 0, fill=FILL)
     text = _some_text(run, loaded) if quick else None
-    plan, facts = plan_verb.choose(run, loaded, greedy, FILL, text)
+    plan, facts = planning.choose(run, loaded, greedy, text)
     plans = {"plan": plan, **plans}
     plan.write(out / "plan.yaml")
     plans["last"].write(out / "last.yaml")
-    document = plan_verb.describe(run, loaded, plan, facts, work)
+    document = planning.describe(run, loaded, plan, facts, work)
     _save(out / "plan.json", document)
-    plan_verb.show(run, document, out / "plan.yaml")
+    planning.show(run, document, out / "plan.yaml")
     return plans, document
 
 
 def _some_text(run: Run, loaded: Loaded) -> Any:
-    """Calibration text of a third of the usual size."""
+    """A third of the usual calibration text, of every kind, with short continuations."""
+    from dataclasses import replace
+
     from skimp.calibration.text import Sampling, calibrate
 
-    sampling = Sampling(new_tokens=16)
-    return calibrate(
-        loaded.model, loaded.tokenizer, seed=run.seed, sampling=sampling, progress=run.progress
+    text = calibrate(
+        loaded.model,
+        loaded.tokenizer,
+        seed=run.seed,
+        sampling=Sampling(new_tokens=16),
+        progress=run.progress,
     )
+    return replace(text, documents=text.documents[::3], kinds=text.kinds[::3])
 
 
 def _evaluate(

@@ -60,7 +60,7 @@ def evaluate(
             "--text",
             metavar="FILE",
             help="Held-out text to compare predictions on; by default the dense model writes it "
-            "afresh, with another seed than calibration.",
+            "afresh, after other openings than calibration and with another seed.",
         ),
     ] = None,
     tokens: Annotated[
@@ -170,14 +170,23 @@ def held_out_text(
         if file.name in {used.get("source") for used in _calibrations(plans)}:
             run.progress.note(f"A plan was chosen on a file called {file.name}: is this another?")
         return Text(windows(content, tokenizer, min(window, tokens), tokens), file.name)
-    from skimp.calibration.text import calibrate
+    from skimp.cli import held_out
 
     seeds = {used.get("seed") for used in _calibrations(plans)}
     seed = next(s for s in range(run.seed + _HELD_OUT_SEED, 2**63) if s not in seeds)
     run.progress.note(f"No --text: the dense model writes held-out text with seed {seed}.")
-    written = calibrate(loaded.model, tokenizer, seed=seed, progress=run.progress)
-    documents = [part[:window] for part in written.sample(tokens, seed) if len(part) > 1]
-    return Text(documents, f"text {written.source}, written afresh with seed {seed}")
+    documents = held_out.write(
+        loaded.model,
+        tokenizer,
+        tokens=tokens,
+        window=window,
+        seed=seed,
+        progress=run.progress,
+    )
+    source = (
+        f"text that the dense model wrote after {len(held_out.OPENINGS)} openings kept for this"
+    )
+    return Text(documents, f"{source}, seed {seed}")
 
 
 def measure(
