@@ -3,7 +3,7 @@
 from dataclasses import FrozenInstanceError
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.report import documents
 
@@ -23,6 +23,8 @@ _KEYS = st.sampled_from(
 _DOCUMENT = st.dictionaries(_KEYS, _JSON | st.dictionaries(_KEYS, _JSON, max_size=5), max_size=6)
 
 
+# A whole page is drawn for each example.
+@settings(max_examples=40)
 @given(plan=_DOCUMENT, evals=_DOCUMENT, bench=_DOCUMENT, samples=st.lists(_DOCUMENT, max_size=2))
 def test_no_document_breaks_a_report(plan: dict, evals: dict, bench: dict, samples: list) -> None:
     data = ReportData.from_documents(plan=plan, evals=evals, bench=bench, samples=samples)

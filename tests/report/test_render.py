@@ -183,6 +183,13 @@ def test_not_faster_is_said_in_the_headline() -> None:
     assert 'class="verdict not-faster"' in html
 
 
+def test_a_real_loss_stands_out_even_where_decode_is_faster() -> None:
+    lossy = render(ReportData.from_documents(evals=documents.evaluation(0.1)))
+    assert re.search(r'<p class="bad">Mean accuracy[^<]*the loss is real', lossy)
+    unsure = render(ReportData.from_documents(evals=documents.evaluation(0.001)))
+    assert '<p class="bad">' not in unsure
+
+
 @pytest.mark.parametrize("layers", [1, 30, 126, 200])
 def test_map_has_one_column_per_layer_and_kind(layers: int) -> None:
     html = render(ReportData.from_documents(plan=documents.plan(layers)))

@@ -16,6 +16,7 @@ PAIRS = [
     ("muted", "panel", 4.5),
     ("good", "good-soft", 4.5),
     ("bad", "bad-soft", 4.5),
+    ("bad", "good-soft", 4.5),
     ("good", "panel", 4.5),
     ("bad", "panel", 4.5),
     ("good", "page", 4.5),

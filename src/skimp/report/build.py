@@ -62,6 +62,11 @@ def _full_height(data: ReportData) -> str:
     return numbers.tick(axis.high, axis.step)
 
 
+def _quality_tone(data: ReportData) -> str:
+    mean = data.quality.mean if data.quality else None
+    return tables.tone(mean.difference) if mean else ""
+
+
 def render(data: ReportData) -> str:
     """The report as one HTML document; the same data always give the same text."""
     verdict = words.decode_verdict(data.speed)
@@ -79,6 +84,7 @@ def render(data: ReportData) -> str:
             left_out=words.left_out(data.selection),
             verdict=verdict,
             prefill_sentence=words.prefill_sentence(data.speed),
+            quality_tone=_quality_tone(data),
             quality_sentence=words.quality_sentence(data.quality),
             perplexity_sentence=words.perplexity_sentence(
                 data.quality.fidelity if data.quality else None

@@ -87,7 +87,7 @@ def _interval(estimate: Estimate, show: str = "times") -> str:
     return f"95% interval {spread}" if spread else "no interval measured"
 
 
-def _tone(estimate: Estimate) -> str:
+def tone(estimate: Estimate) -> str:
     """Coloured only where the interval lies on one side of zero."""
     if not estimate.has_interval:
         return ""
@@ -160,7 +160,7 @@ def _accuracy_tile(quality: Quality | None) -> Tile:
         f"{numbers.points(mean.difference.value)} pt",
         _interval(mean.difference, "points"),
         f"{numbers.share(mean.dense)} → {numbers.share(mean.planned)}",
-        _tone(mean.difference),
+        tone(mean.difference),
         charts.difference_gauge("gauge-accuracy", mean.difference),
     )
 
@@ -183,8 +183,8 @@ def _difference(rule: str, task: Task | None) -> Difference:
         return Difference(rule, numbers.GAP, "", "gap")
     show = "points" if task.is_share else "plain"
     value = (numbers.points if task.is_share else numbers.plus)(task.difference.value)
-    tone = _tone(task.difference) if task.is_share else ""
-    return Difference(rule, value, words.between(task.difference, show), tone)
+    colour = tone(task.difference) if task.is_share else ""
+    return Difference(rule, value, words.between(task.difference, show), colour)
 
 
 def _row(task: Task, differences: tuple[Difference, ...], name: str) -> TaskRow:
