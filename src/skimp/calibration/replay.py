@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skimp.models.anatomy import Kind
+from skimp.models.anatomy import KINDS, Kind
 from skimp.models.families import Branch, Family
 from skimp.models.reading import family_of
 from skimp.models.surgery import Surgery
@@ -117,6 +117,7 @@ class _Watch:
         entry = layer.get_submodule((*branch.before, *branch.modules)[0])
         last = layer.get_submodule((*branch.modules, *branch.after)[-1])
         self.state = self.input = self.output = torch.empty(0)
+        self.arguments: tuple[tuple, dict[str, Any]] = ((), {})
         self._handles = [
             entry.register_forward_pre_hook(self._enter, with_kwargs=True),
             first.register_forward_pre_hook(self._read, with_kwargs=True),
@@ -132,6 +133,8 @@ class _Watch:
 
     def _read(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.input = _hidden(args, kwargs)
+        others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        self.arguments = (args if "hidden_states" in kwargs else args[1:], others)
 
     def _write(self, _: nn.Module, __: Any, output: Any) -> None:
         # Some families add to this tensor in place afterwards.
@@ -160,6 +163,7 @@ class Replay:
         recorded = [self._record(batch) for batch in self.batches]
         self.entry: list[Tensor] = [entry for entry, _ in recorded]
         self._calls = [calls for _, calls in recorded]
+        self._arguments: dict[tuple[int, Kind, int], tuple[tuple, dict[str, Any]]] = {}
 
     @torch.no_grad()
     def layer(self, index: int, hidden: Tensor, batch: int) -> Tensor:
@@ -167,6 +171,19 @@ class Replay:
         args, kwargs = self._calls[batch][index]
         output = self.layers[index](hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+    def additive(self, index: int, hidden: Tensor, batch: int) -> bool:
+        """Whether layer `index` is just its branches added to the residual stream in turn.
+
+        Then they can be run one by one (see `branch`); scaled or parallel branches cannot.
+        """
+        if self.family.parallel:
+            return False
+        traces, after = self.watch(index, KINDS, hidden, batch)
+        apart = hidden
+        for kind in KINDS:
+            apart = apart + self.branch(index, kind, apart, batch).output
+        return traces["ffn"].output.shape == apart.shape and torch.equal(apart, after)
 
     def run(self, hidden: Tensor, batch: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Hidden state after layers `start` to `stop` (exclusive; default: all)."""
@@ -199,11 +216,34 @@ class Replay:
                 each.remove()
         traces: dict[Kind, BranchTrace] = {}
         for kind, each in watches.items():
+            self._arguments[index, kind, batch] = each.arguments
             starts = kind == "attention" or self.family.parallel
             state = hidden if starts else each.state.view_as(hidden)
             trace = (state, each.input.view_as(hidden), each.output.view_as(hidden))
             traces[kind] = BranchTrace(*trace)
         return traces, result
+
+    @torch.no_grad()
+    def branch(self, index: int, kind: Kind, state: Tensor, batch: int) -> BranchTrace:
+        """Run one branch alone on the residual state [B, S, d], its norms included.
+
+        Only where `additive` says that branches can be run apart, and after `watch` has seen the
+        layer in this batch, since that is when the branch's other arguments become known.
+        """
+        row: Branch = getattr(self.family, kind)
+        layer = self.layers[index]
+        hidden = state
+        for name in row.before:
+            hidden = layer.get_submodule(name)(hidden)
+        entered = hidden
+        args, kwargs = self._arguments[index, kind, batch]
+        for name in row.modules:
+            hidden = layer.get_submodule(name)(hidden, *args, **kwargs)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+            args, kwargs = (), {}
+        for name in row.after:
+            hidden = layer.get_submodule(name)(hidden)
+        return BranchTrace(state, entered, hidden)
 
     @torch.no_grad()
     def _record(self, batch: Batch) -> tuple[Tensor, list[tuple[tuple, dict[str, Any]]]]:

@@ -4,22 +4,22 @@ Nothing is trained by gradient: every fit is a closed form (:mod:`.closed_form`)
 through the layers fits both, in running order, each with everything before it in place.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from skimp.calibration.replay import BranchTrace, Replay
+from skimp.calibration.replay import Replay
 from skimp.methods.drop.closed_form import Moments, Values, solve_fill, solve_repair
 from skimp.methods.drop.section import Drop, FillKind
+from skimp.methods.drop.walk import Walk
 from skimp.models.anatomy import KINDS, Kind
 from skimp.models.carve import Constant, Fill, Linear, Zero, put_branch
 from skimp.models.surgery import Surgery
 from skimp.progress import SILENT, Progress
 
 Place = tuple[int, Kind]
-Seen = Sequence[tuple[dict[Kind, BranchTrace], Tensor]]
 
 
 def fit_alone(replay: Replay, places: Iterable[Place], fill: FillKind) -> dict[Place, Values]:
@@ -50,20 +50,28 @@ def fit_in_order(
     dense, planned = list(replay.entry), list(replay.entry)
     gone = section.sublayers
     end = len(replay.layers) if section.repairs else gone[-1][0] + 1
+    apart = replay.additive(0, replay.entry[0], 0)
     try:
         with progress.task(f"fitting {section.fill} in order", end) as step:
             for index in range(end):
                 seen = [replay.watch(index, KINDS, s, b) for b, s in enumerate(dense)]
-                for place in [(index, kind) for kind in KINDS]:
+                walk = Walk(replay, index, planned, seen, apart)
+                for kind in KINDS:
+                    place = (index, kind)
                     if place in gone:
-                        moments = _fill_moments(replay, place, planned, seen)
-                        fitted[place] = solve_fill(moments, section.fill)
+                        fitted[place] = solve_fill(walk.fill_moments(kind), section.fill)
                         put(replay, place, fitted[place], surgery)
+                        walk.pass_branch(kind)
                     elif section.repairs and place in repairable and fitted:
-                        moments = _repair_moments(replay, place, repairable[place], planned, seen)
-                        fitted[place] = solve_repair(moments, section.repair)
-                        repair(replay.layers[index], repairable[place], fitted[place], surgery)
-                planned = [replay.layer(index, s, b) for b, s in enumerate(planned)]
+                        path = repairable[place]
+                        fitted[place] = solve_repair(
+                            walk.repair_moments(kind, path), section.repair
+                        )
+                        repair(replay.layers[index], path, fitted[place], surgery)
+                        walk.pass_repaired(kind, path)
+                    else:
+                        walk.pass_branch(kind)
+                planned = walk.finish()
                 dense = [after for _, after in seen]
                 step()
     finally:
@@ -126,54 +134,3 @@ def repair(layer: nn.Module, path: str, values: Mapping[str, Tensor], surgery: S
     change = change if isinstance(module, nn.Linear) else change.T
     repaired = (weight.float() + change).to(weight.dtype)
     surgery.set(module, "weight", nn.Parameter(repaired, requires_grad=False))
-
-
-def _fill_moments(replay: Replay, place: Place, planned: Sequence[Tensor], seen: Seen) -> Moments:
-    index, kind = place
-    moments = Moments()
-    for batch, state in enumerate(planned):
-        traces, after = replay.watch(index, [kind], state, batch)
-        lacking = _lacking(replay, place, traces[kind], after, seen[batch])
-        real = replay.batches[batch].real
-        target = traces[kind].output + lacking
-        moments.add(traces[kind].input[real], target[real])
-    return moments
-
-
-def _repair_moments(
-    replay: Replay, place: Place, path: str, planned: Sequence[Tensor], seen: Seen
-) -> Moments:
-    index, kind = place
-    entering: list[Tensor] = []
-
-    def enter(_: nn.Module, args: tuple) -> None:
-        entering.append(args[0])
-
-    handle = replay.layers[index].get_submodule(path).register_forward_pre_hook(enter)
-    moments = Moments()
-    try:
-        for batch, state in enumerate(planned):
-            traces, after = replay.watch(index, [kind], state, batch)
-            lacking = _lacking(replay, place, traces[kind], after, seen[batch])
-            real = replay.batches[batch].real
-            inputs = entering.pop().view(*real.shape, -1)
-            moments.add(inputs[real], lacking[real])
-    finally:
-        handle.remove()
-    return moments
-
-
-def _lacking(
-    replay: Replay,
-    place: Place,
-    trace: BranchTrace,
-    after: Tensor,
-    seen: tuple[dict[Kind, BranchTrace], Tensor],
-) -> Tensor:
-    """What the planned residual stream lacks, behind the branch, to equal the dense one."""
-    traces, dense_after = seen
-    goal = traces[place[1]]
-    if replay.family.parallel and place[1] == KINDS[-1]:
-        # Both branches met the same state: what the first made good is not to be added twice.
-        return dense_after - after
-    return (goal.state + goal.output) - (trace.state + trace.output)
