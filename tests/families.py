@@ -128,7 +128,10 @@ def _make(model_type: str, **settings: Any) -> Config:
         "pad_token_id": 0,
         "tie_word_embeddings": False,
     }
-    return AutoConfig.for_model(model_type, **{**common, **settings})
+    # What a family's config has no word for would stay in it and mislead whoever looks.
+    default = AutoConfig.for_model(model_type)
+    known = {key: value for key, value in common.items() if hasattr(default, key)}
+    return AutoConfig.for_model(model_type, **{**known, **settings})
 
 
 def _alternating(count: int) -> list[str]:
@@ -214,7 +217,8 @@ def _opt() -> Config:
 
 @_family("opt-post-norm", **_OPT)
 def _opt_post() -> Config:
-    return _make("opt", ffn_dim=48, word_embed_proj_dim=32, do_layer_norm_before=False)
+    # Like OPT-350m, the one OPT of this kind: embeddings narrower than the residual stream.
+    return _make("opt", ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False)
 
 
 @_family("gpt2", layers="transformer.h", attention=Site("attn", "attn"))
@@ -406,4 +410,65 @@ def _deepseek_v3() -> Config:
         num_experts_per_tok=2,
         moe_intermediate_size=24,
         first_k_dense_replace=1,
+    )
+
+
+# --- stacks that skimp must refuse --------------------------------------------------------------
+
+
+def _refused(name: str) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
+    def register(config: Callable[[], Config]) -> Callable[[], Config]:
+        REFUSED[name] = config
+        return config
+
+    return register
+
+
+@_refused("bloom")  # the branches add the residual stream themselves
+def _bloom() -> Config:
+    return _make("bloom")
+
+
+@_refused("mpt")  # likewise
+def _mpt() -> Config:
+    return _make("mpt", d_model=32, n_heads=4, n_layers=4, expansion_ratio=2)
+
+
+@_refused("mamba")  # no attention at all
+def _mamba() -> Config:
+    return _make("mamba", state_size=4)
+
+
+@_refused("jamba")  # attention in some layers only
+def _jamba() -> Config:
+    return _make("jamba", attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False)
+
+
+@_refused("qwen3_next")  # likewise, and the others are called attention as well
+def _qwen3_next() -> Config:
+    return _make("qwen3_next", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+
+
+@_refused("falcon_h1")  # attention beside a recurrence
+def _falcon_h1() -> Config:
+    return _make("falcon_h1", mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8)
+
+
+@_refused("gemma3n_text")  # a second input in every layer, and shared KV caches
+def _gemma3n() -> Config:
+    return _make(
+        "gemma3n_text",
+        num_kv_shared_layers=2,
+        head_dim=8,
+        laurel_rank=4,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+
+
+@_refused("llama4_text")  # dense and expert layers return different things
+def _llama4() -> Config:
+    return _make(
+        "llama4_text", num_local_experts=4, interleave_moe_layer_step=2, intermediate_size_mlp=48
     )

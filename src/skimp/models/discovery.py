@@ -1,8 +1,9 @@
 """Find the sublayers of a decoder that has no row in :mod:`skimp.models.families`.
 
-One token is sent through the first layer while its children report what they read and wrote. Which
-norm belongs to which branch then follows from the identity of tensors, not from names; the finding
-is accepted only if the layer without both branches leaves the residual stream untouched.
+One token is sent through a layer of each make while its children report what they read and wrote.
+Which norm belongs to which branch then follows from the identity of tensors, not from names; the
+finding is accepted only if all makes agree and the layer without both branches leaves the residual
+stream untouched.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from skimp.models.carve import Zero, put_branch
 from skimp.models.families import Branch, Family
 from skimp.models.surgery import Surgery
 
+# What `layer_types` may say: attention that caches keys and values, one entry a token.
+_KNOWN_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -28,24 +32,46 @@ class _Call:
 
 
 class _Stop(Exception):
-    """Ends the probing pass after the first layer."""
+    """Ends the probing pass after the layer that is probed."""
 
 
 def discover(model: nn.Module) -> Family:
-    """Read the family row of an unknown decoder off its first layer.
+    """Read the family row of an unknown decoder off its layers.
 
     Raises:
-        LoadError: the layer is not a residual decoder block that skimp can take apart.
+        LoadError: they are not residual decoder blocks, all alike, that skimp can take apart.
     """
+    if any(weight.is_meta for weight in model.parameters()):
+        raise _refuse(model, "without its weights its layers cannot be probed")
     path, layers = _find_layers(model)
-    layer = layers[0]
+    _check_config(model)
+    makes: dict[Any, Family] = {}
+    for layer in layers:
+        make = tuple((name, type(child)) for name, child in layer.named_children())
+        if make not in makes:
+            makes[make] = _read_layer(model, path, layer)
+    first, *others = makes.values()
+    if any(other != first for other in others):
+        raise _refuse(model, "its layers are not alike")
+    return first
+
+
+def _check_config(model: nn.Module) -> None:
+    config: Any = model.config
+    if strange := set(getattr(config, "layer_types", None) or ()) - _KNOWN_TYPES:
+        raise _refuse(model, f"skimp does not know layers of type {min(strange)!r}")
+    if any(getattr(config, name, None) for name in ("num_kv_shared_layers", "kv_sharing_modes")):
+        raise _refuse(model, "some of its layers read the KV cache of others")
+
+
+def _read_layer(model: nn.Module, path: str, layer: nn.Module) -> Family:
     calls, residual, arguments, layer_outputs = _trace(model, layer)
     attention = [c for c in calls if _is_attention(c)]
     if len(attention) != 1:
-        raise _refuse(model, f"found {len(attention)} attention modules in its first layer")
+        raise _refuse(model, f"found {len(attention)} attention modules in a layer")
     ffn = [c for c in calls if c not in attention and not _is_norm(c.module) and _has_weights(c)]
     if not ffn:
-        raise _refuse(model, "found no feed-forward module in its first layer")
+        raise _refuse(model, "found no feed-forward module in a layer")
     first, last = calls.index(ffn[0]), calls.index(ffn[-1])
     span = [c for c in calls[first : last + 1] if c not in attention]
     if any(after.read is not before.wrote for before, after in pairwise(span)):
@@ -111,6 +137,9 @@ def _trace(
             model(input_ids=token, use_cache=False)
     except _Stop:
         pass
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise _refuse(model, f"one token cannot be sent through it ({reason})") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -167,6 +196,7 @@ def _check_neutral(
     arguments: tuple[tuple, dict],
 ) -> None:
     args, kwargs = arguments
+    before = residual.clone()
     surgery = Surgery()
     try:
         put_branch(layer, family.attention, Zero(family.attention_outputs), surgery.set)
@@ -176,7 +206,7 @@ def _check_neutral(
     finally:
         surgery.undo()
     output = output[0] if isinstance(output, tuple) else output
-    if not torch.equal(output, residual):
+    if not torch.equal(output, before):
         raise _refuse(model, "its layers do more than add their branches to the residual stream")
 
 

@@ -55,7 +55,8 @@ def read_anatomy(model: nn.Module) -> Anatomy:
     layers = []
     for index, block in enumerate(blocks):
         entry = kept[index] if kept else {"source": index, "attention": KEEP, "ffn": KEEP}
-        layers.append(_read_layer(block, f"{family.layers}.{index}", family, config, entry))
+        path = f"{family.layers}.{index}"
+        layers.append(_read_layer(block, path, family, config, entry, _window(config, index)))
     embedding_module = root.get_input_embeddings()
     head_module = root.get_output_embeddings()
     embedding = _part(_path_of(model, embedding_module), "embedding", embedding_module)
@@ -79,11 +80,16 @@ def read_anatomy(model: nn.Module) -> Anatomy:
 
 
 def _read_layer(
-    block: nn.Module, path: str, family: Family, config: Any, entry: dict[str, Any]
+    block: nn.Module,
+    path: str,
+    family: Family,
+    config: Any,
+    entry: dict[str, Any],
+    window: int | None,
 ) -> Layer:
     attention = _read_branch(block, path, "attention", family.attention, entry["attention"])
     if attention.state == KEEP:
-        attention = replace(attention, **_heads(block, family, config))
+        attention = replace(attention, **_heads(block, family, config), window=window)
     ffn = _read_branch(block, path, "ffn", family.ffn, entry["ffn"])
     if ffn.state == KEEP:
         ffn = replace(ffn, active_share=_active_share(ffn, config))
@@ -150,16 +156,21 @@ def _heads(block: nn.Module, family: Family, config: Any) -> dict[str, Any]:
     if hasattr(attention, "v_head_dim"):  # latent attention, whose keys are wider than its values
         head_dim = (attention.qk_head_dim + attention.v_head_dim) // 2
     kv_heads = family.kv_heads or getattr(config, "num_key_value_heads", None) or heads
-    window = getattr(attention, "sliding_window", None)
-    if window is None and not getattr(config, "layer_types", None):
-        window = getattr(config, "sliding_window", None)
     return {
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
         "kv_elements": 2 * kv_heads * head_dim,
-        "window": window,
     }
+
+
+def _window(config: Any, index: int) -> int | None:
+    """Tokens that the attention of a layer looks back on; None: all."""
+    types = getattr(config, "layer_types", None)
+    if types and types[index] == "chunked_attention":
+        return config.attention_chunk_size
+    slides = types is None or types[index] == "sliding_attention"
+    return getattr(config, "sliding_window", None) if slides else None
 
 
 def _active_share(ffn: Sublayer, config: Any) -> float:
