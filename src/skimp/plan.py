@@ -21,6 +21,8 @@ from skimp.errors import PlanError
 from skimp.models.anatomy import Anatomy
 
 FORMAT = 1
+# The plan's name inside a model folder.
+PLAN_FILE = "plan.yaml"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _parse(path: Path) -> PlanFile:
         raise PlanError(f"{path}: there is no such plan file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: cannot be read as a plan ({error}).") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no such date, nested too deep
         reason = str(error).replace("\n", " ")
         raise PlanError(f"{path}: is not valid YAML ({reason}).") from None
     if not isinstance(data, dict) or "skimp" not in data:
