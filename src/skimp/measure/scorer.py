@@ -1,0 +1,329 @@
+"""Log-likelihoods of continuations under a live model, each shared token computed once.
+
+The harness's own scorer runs every (context, continuation) pair by itself and the vocabulary over
+every position. Here pairs are packed into tries (see :mod:`skimp.measure.packing`) and the head
+sees the scored positions only; the numbers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from skimp.errors import EvaluationError
+from skimp.measure.packing import (
+    ROW_TOKENS,
+    Layout,
+    Row,
+    Scored,
+    attention,
+    batches,
+    chain_rows,
+    packed_rows,
+)
+from skimp.progress import SILENT, Progress
+
+Way = Literal["auto", "packed", "plain", "phased"]
+LOGIT_ELEMENTS = 2**26  # scored positions x vocabulary held at once: 256 MB in fp32
+PHASED_ROWS = 8  # continuations of one context run together, each behind its own cache
+PROBE_TAIL = 8
+
+
+class Likelihood(NamedTuple):
+    """`logprob` of a continuation in nats, and whether greedy decoding would produce it."""
+
+    logprob: float
+    greedy: bool
+
+
+class Scorer:
+    """Scores token sequences under `model`, which may carry a plan.
+
+    Ways of running it:
+        packed: sequences share one row under a tree-shaped attention mask. Fastest.
+        plain: one padded row per sequence, for models that cannot take such a mask.
+        phased: the context as a prefill, each continuation through its KV cache, as when serving.
+            For plans that leave something out while decoding only: a single pass over context and
+            continuation together is all prefill and would show such a plan at no loss.
+        auto: packed where this model, as it stands, is found to give the plain results under it.
+
+    Args:
+        max_length: longest input in tokens; longer ones lose their beginning, as in the harness.
+        batch_tokens: padded tokens per forward pass (one sequence may exceed it).
+    """
+
+    def __init__(
+        self, model: nn.Module, *, max_length: int, batch_tokens: int = 2048, way: Way = "auto"
+    ) -> None:
+        self.model: Any = model
+        self.max_length = max_length
+        self.batch_tokens = batch_tokens
+        self.way: Way = way
+        self._config: Any = self.model.config.get_text_config()
+        self._takes_masks: dict[int, bool] = {}
+
+    @property
+    def taken(self) -> str:
+        """The way that requests are run in (`auto` resolved, once it had to be)."""
+        if self.way != "auto" or 0 not in self._takes_masks:
+            return self.way
+        return "packed" if self._takes_masks[0] else "plain"
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def score(
+        self,
+        requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+        progress: Progress = SILENT,
+        label: str = "scoring",
+    ) -> list[Likelihood]:
+        """Log-likelihood of each (context, continuation), both non-empty token ids, in order.
+
+        The continuation must fit into `max_length`; ValueError names the first that does not.
+        """
+        sequences = [self._truncated(index, *request) for index, request in enumerate(requests)]
+        results: dict[int, Likelihood] = {}
+        with progress.task(label, len(requests)) as step, evaluating(self.model):
+            for found in self._run(sequences):
+                results.update(found)
+                for _ in found:
+                    step()
+        return [results[index] for index in range(len(requests))]
+
+    def _truncated(self, index: int, context: Sequence[int], continuation: Sequence[int]) -> Scored:
+        if not context or not 0 < len(continuation) <= self.max_length:
+            raise ValueError(
+                f"request {index}: context has {len(context)} tokens and continuation "
+                f"{len(continuation)}, but they must have at least 1 and the latter at most "
+                f"{self.max_length}"
+            )
+        whole = (*context, *continuation)[-(self.max_length + 1) :]
+        return Scored(index, whole[:-1], tuple(continuation))
+
+    def _run(self, sequences: Sequence[Scored]) -> Iterator[dict[int, Likelihood]]:
+        if self.way == "phased":
+            yield from self._phased(sequences)
+            return
+        rows = self._rows(sequences)
+        head = self.model.get_output_embeddings()
+        vocabulary = getattr(head, "out_features", None) or self._config.vocab_size
+        for batch in batches(rows, self.batch_tokens, max(1, LOGIT_ELEMENTS // vocabulary)):
+            layout = Layout.of(batch)
+            logits = self._logits(layout, self._inputs(batch, layout))
+            yield _likelihoods(logits, layout)
+
+    def _rows(self, sequences: Sequence[Scored]) -> list[Row]:
+        if self.way == "plain" or (self.way == "auto" and not self.takes_masks(0)):
+            return chain_rows(sequences)
+        rows: list[Row] = []
+        for row in packed_rows(sequences, min(ROW_TOKENS, self.batch_tokens)):
+            window = self._window()
+            windowed = window is not None and row.depth > window and not row.is_chain
+            if windowed and self.way == "auto" and not self.takes_masks(window or 0):
+                rows.extend(chain_rows([sequence for sequence, _ in row.wanted]))
+            else:
+                rows.append(row)
+        return rows
+
+    def _inputs(self, rows: Sequence[Row], layout: Layout) -> dict[str, Any]:
+        """Model inputs for a batch: a tree mask only if some row branches."""
+        device, width = self.device, layout.tokens.shape[1]
+        inputs: dict[str, Any] = {"input_ids": layout.tokens.to(device), "use_cache": False}
+        if all(row.is_chain for row in rows):
+            if not layout.real.all():
+                inputs["attention_mask"] = layout.real.to(device)
+            return inputs
+        inputs["position_ids"] = layout.depths.to(device)
+        inputs["attention_mask"] = self._tree_mask(rows, width)
+        return inputs
+
+    def _tree_mask(self, rows: Sequence[Row], width: int) -> Tensor | dict[str, Tensor]:
+        """Additive masks in the model's dtype; one per layer type where layers differ in window."""
+        window = self._window()
+        if window is None or max(row.depth for row in rows) <= window:
+            return self._additive(attention(rows, width))
+        windowed = self._additive(attention(rows, width, window))
+        if "full_attention" not in (getattr(self._config, "layer_types", None) or ()):
+            return windowed
+        return {
+            "full_attention": self._additive(attention(rows, width)),
+            "sliding_attention": windowed,
+        }
+
+    def _additive(self, seen: Tensor) -> Tensor:
+        dtype = self.model.dtype
+        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+        return mask.to(self.device)
+
+    def _window(self) -> int | None:
+        """The shortest span at which some layer stops seeing everything before it."""
+        names = ("sliding_window", "attention_chunk_size", "window_size")
+        spans = [getattr(self._config, name, None) for name in names]
+        return min((span for span in spans if isinstance(span, int) and span > 0), default=None)
+
+    def _logits(self, layout: Layout, inputs: dict[str, Any]) -> Tensor:
+        """[distinct scored positions, vocabulary] with whatever the family does after the head."""
+        position = layout.position.to(self.device)
+        with torch.inference_mode(), _head_sees(self.model, position) as seen:
+            logits = self.model(**inputs).logits
+        return logits[0] if seen else logits.flatten(0, 1)[position]
+
+    def takes_masks(self, window: int) -> bool:
+        """Whether the model gives the plain log-probabilities under a tree mask.
+
+        Tried once on two sequences that share a prefix a little longer than `window`, because
+        nothing a model declares tells: ALiBi, recurrent and fused-attention models ignore or
+        refuse such masks, and a plan may have replaced the modules.
+        """
+        if window not in self._takes_masks:
+            self._takes_masks[window] = self._try_masks(window)
+        return self._takes_masks[window]
+
+    def _try_masks(self, window: int) -> bool:
+        if window + 3 * PROBE_TAIL > self.max_length:
+            return False
+        size = min(self._config.vocab_size, 1000)
+        ids = [(7 * i * i + 3 * i + 1) % size for i in range(window + 3 * PROBE_TAIL)]
+        prefix, first = tuple(ids[: -2 * PROBE_TAIL]), tuple(ids[-2 * PROBE_TAIL : -PROBE_TAIL])
+        second = tuple((token + 1) % size for token in reversed(first))
+        pair = [
+            Scored(0, prefix + first, first),
+            Scored(1, prefix + second, second),
+        ]
+        rows = packed_rows(pair, 4 * len(ids))
+        with evaluating(self.model):
+            plain = self._probed(chain_rows(pair))
+            try:
+                packed = self._probed(rows)
+            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+                return False
+        error = max((packed[i] - plain[i]).abs().mean().item() for i in (0, 1))
+        contrast = (plain[0] - plain[1]).abs().mean().item()
+        # Rounding differs with the order of summation: some ulps of the dtype, relative to how
+        # much the logits of the two sequences differ; a mask not honoured gives errors of order 1.
+        return error <= min(0.3, 1e4 * torch.finfo(self.model.dtype).eps) * contrast
+
+    def _probed(self, rows: Sequence[Row]) -> dict[int, Tensor]:
+        layout = Layout.of(rows)
+        logits = self._logits(layout, self._inputs(rows, layout)).float().log_softmax(-1)
+        found, start = {}, 0
+        for sequence in layout.owner:
+            stop = start + len(sequence.targets)
+            found[sequence.index] = logits[layout.slot[start:stop].to(logits.device)]
+            start = stop
+        return found
+
+    def _phased(self, sequences: Sequence[Scored]) -> Iterator[dict[int, Likelihood]]:
+        groups: dict[tuple[int, ...], list[Scored]] = {}
+        for sequence in sequences:
+            context = sequence.tokens[: len(sequence.tokens) - len(sequence.targets) + 1]
+            groups.setdefault(context, []).append(sequence)
+        for context in sorted(groups, key=len, reverse=True):
+            found: dict[int, Likelihood] = {}
+            for start in range(0, len(groups[context]), PHASED_ROWS):
+                found.update(self._continued(context, groups[context][start : start + PHASED_ROWS]))
+            yield found
+
+    def _continued(
+        self, context: tuple[int, ...], sequences: Sequence[Scored]
+    ) -> dict[int, Likelihood]:
+        """Prefill `context` once, then run the continuations behind copies of its cache."""
+        device, size = self.device, len(context)
+        rest = [sequence.tokens[size:] for sequence in sequences]
+        width = max(map(len, rest))
+        last = torch.tensor([size - 1], device=device)
+        with torch.inference_mode(), _head_sees(self.model, last) as seen:
+            out = self.model(torch.tensor([context], device=device), use_cache=True)
+        first = out.logits[0, -1:] if not seen else out.logits[0]
+        if width == 0:
+            return {s.index: _one(first, s.targets) for s in sequences}
+        try:
+            out.past_key_values.batch_repeat_interleave(len(sequences))
+        except AttributeError as error:
+            raise EvaluationError(
+                "way: phased needs a KV cache that can be copied for each continuation, which "
+                f"{type(self.model).__name__} does not give; use plain."
+            ) from error
+        ids = torch.zeros(len(sequences), width, dtype=torch.long)
+        mask = torch.ones(len(sequences), size + width, dtype=torch.long)
+        for row, tokens in enumerate(rest):
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+            mask[row, size + len(tokens) :] = 0
+        positions = torch.arange(size, size + width).expand(len(sequences), -1)
+        with torch.inference_mode():
+            later = self.model(
+                ids.to(device),
+                attention_mask=mask.to(device),
+                position_ids=positions.to(device),
+                past_key_values=out.past_key_values,
+                use_cache=True,
+            ).logits
+        return {
+            s.index: _one(torch.cat([first, later[row, : len(rest[row])]]), s.targets)
+            for row, s in enumerate(sequences)
+        }
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode (no dropout) inside the block, as it was afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _head_sees(model: Any, position: Tensor) -> Iterator[list[bool]]:
+    """Let the output head see only the hidden states at flat `position`, as [1, n, hidden].
+
+    `logits_to_keep` would take one set of positions for all rows; this takes any, in every family,
+    and keeps what comes after the head (soft caps, scales). The yielded list is non-empty once the
+    head has been called.
+    """
+    seen: list[bool] = []
+
+    def narrow(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = arguments[0]
+        seen.append(True)
+        return (hidden.flatten(0, 1)[position].unsqueeze(0), *arguments[1:])
+
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(narrow) if head is not None else None
+    try:
+        yield seen
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _likelihoods(logits: Tensor, layout: Layout) -> dict[int, Likelihood]:
+    """Sum each sequence's scored tokens: logits [positions, vocabulary] in any float dtype."""
+    slot, target = layout.slot.to(logits.device), layout.target.to(logits.device)
+    # In blocks: a whole copy in fp32 would double the memory of a half-precision batch.
+    normaliser = torch.cat([block.float().logsumexp(-1) for block in logits.split(64)])
+    logprob = (logits[slot, target].float() - normaliser[slot]).double().cpu()
+    right = (logits.argmax(-1)[slot] == target).cpu()
+    found, start = {}, 0
+    for sequence in layout.owner:
+        stop = start + len(sequence.targets)
+        found[sequence.index] = Likelihood(
+            float(logprob[start:stop].sum()), bool(right[start:stop].all())
+        )
+        start = stop
+    return found
+
+
+def _one(logits: Tensor, targets: Sequence[int]) -> Likelihood:
+    """Likelihood of `targets` [n] under logits [n, vocabulary]."""
+    target = torch.tensor(targets, device=logits.device)
+    logprob = logits.float().log_softmax(-1)[torch.arange(len(target)), target]
+    return Likelihood(float(logprob.double().sum()), bool((logits.argmax(-1) == target).all()))
