@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Skimp, complaint, read
 
-WORK = ("--workload", "16+8x2", "--rounds", "5", "--steps", "4")
+WORK = ("--workload", "16+8x2", "--rounds", "6", "--steps", "4")
 SIDE = {
     "prefill_s",
     "tpot_s",

@@ -64,7 +64,7 @@ def test_the_prompt_may_come_from_standard_input(skimp: Skimp, folder: Path) -> 
 
 
 def test_the_context_may_run_full(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
-    prompt = "The river runs. " * 70
+    prompt = "The river runs. " * 38
     used = len(TOKENIZER(prompt)["input_ids"])
     assert 400 < used < 512
     words = ("--max-new-tokens", "400", "--temperature", "5", "--json", "g.json")

@@ -11,8 +11,8 @@ import typer
 
 from skimp.cli import options, output
 from skimp.cli.common import Run, read_plan, require_dense
+from skimp.cli.figures import count, size, times
 from skimp.errors import SkimpError
-from skimp.report.numbers import count, size, times
 
 
 def apply(

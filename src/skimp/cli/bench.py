@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from skimp.cli import figures as numbers
 from skimp.cli import options, output
 from skimp.cli.common import Run, read_plan, require_dense
-from skimp.report import numbers
 
 if TYPE_CHECKING:
     from skimp.models.load import Loaded
@@ -32,7 +32,7 @@ def bench(
     plan: options.PlanFile = None,
     workload: options.WorkloadText = "512+128x1",
     rounds: Annotated[
-        int, typer.Option("--rounds", metavar="N", min=5, max=10_000, help="Prefills of each side.")
+        int, typer.Option("--rounds", metavar="N", min=6, max=10_000, help="Prefills of each side.")
     ] = 10,
     steps: Annotated[
         int,

@@ -14,10 +14,10 @@ import typer
 from skimp.cli import apply as apply_verb
 from skimp.cli import bench as bench_verb
 from skimp.cli import eval as eval_verb
+from skimp.cli import figures as numbers
 from skimp.cli import inspect as inspect_verb
 from skimp.cli import options, output, planning
 from skimp.cli.common import Run
-from skimp.report import numbers
 
 if TYPE_CHECKING:
     from skimp.models.load import Loaded
@@ -45,8 +45,8 @@ class Effort:
 
 
 FULL = Effort(4096, 256, 48, "256+64x1", 9, 32)
-SHORT = Effort(2048, 256, 48, "128+32x1", 5, 16)
-QUICK = Effort(512, 128, 24, "64+16x1", 5, 8)
+SHORT = Effort(2048, 256, 48, "128+32x1", 6, 16)
+QUICK = Effort(512, 128, 24, "64+16x1", 6, 8)
 
 
 @dataclass

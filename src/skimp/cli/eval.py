@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from skimp.cli import figures as numbers
 from skimp.cli import options, output
 from skimp.cli.common import Run, layer_words, plan_names, read_plan, require_dense
 from skimp.cli.common import dropped_of as dropped
 from skimp.cli.common import require_tokenizer as tokenizer_of
 from skimp.errors import EvaluationError, SkimpError
-from skimp.report import numbers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,8 +11,8 @@ import typer
 
 from skimp.cli import options, output
 from skimp.cli.common import Run, read_plan, require_dense, require_tokenizer
+from skimp.cli.figures import seconds, significant
 from skimp.errors import SkimpError
-from skimp.report.numbers import seconds, significant
 
 if TYPE_CHECKING:
     from skimp.cli.streaming import Sampling, Timing

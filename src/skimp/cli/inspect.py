@@ -10,7 +10,7 @@ import typer
 
 from skimp.cli import options, output
 from skimp.cli.common import Run, dropped_of, dtype_of, layer_words, read_plan
-from skimp.report.numbers import count, share, significant, size, times
+from skimp.cli.figures import count, share, significant, size, times
 
 if TYPE_CHECKING:
     from skimp.measure.cost import Cost

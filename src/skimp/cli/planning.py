@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from skimp.cli import output
 from skimp.cli.common import Run, dropped_of, layer_words, require_tokenizer
-from skimp.report.numbers import count, seconds, significant, times
+from skimp.cli.figures import count, seconds, significant, times
 
 if TYPE_CHECKING:
     from skimp.calibration.text import Calibration
