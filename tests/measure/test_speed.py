@@ -5,6 +5,7 @@ Time itself is played by a clock that every forward pass of the model moves on.
 
 import functools
 import gc
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -151,6 +152,8 @@ def test_the_json_form(stage: Stage) -> None:
     assert set(found["dense"]) == set(found["planned"])
     assert {"prefill", "decode", "decode_interval"} <= set(found["speedup"])
     assert set(found["byte_bound"]) == {"decode"}
+    assert set(found["compute_bound"]) == {"prefill"}
+    assert json.dumps(found)
     assert found["workload"] == "10+8x2"
 
 
@@ -159,7 +162,7 @@ def test_the_dense_model_alone(stage: Stage) -> None:
     found = comparison.as_dict()
     assert found["planned"] is None
     assert found["speedup"] is None
-    assert found["byte_bound"] is None
+    assert found["byte_bound"] is found["compute_bound"] is None
     assert not comparison.faster
     assert found["dense"]["tpot_s"] == 1.0
     assert {done.side for done in stage.passes} == {"dense"}
@@ -181,6 +184,7 @@ def test_times_become_figures(stage: Stage) -> None:
     step = cost.decode_cost(dense, found.workload).bytes
     assert found.dense.roofline_share == pytest.approx(step / 1e6 / 1.2)
     assert found.byte_bound == cost.byte_bound(dense, planned, found.workload)
+    assert found.compute_bound == cost.compute_bound(dense, planned, found.workload)
 
 
 def test_a_slower_plan_is_not_faster(stage: Stage) -> None:

@@ -84,9 +84,10 @@ class Speedup:
 
 @dataclass(frozen=True)
 class SpeedComparison:
-    """A timed run. `planned`, `speedup` and `byte_bound` are None if only the dense model ran.
+    """A timed run. What compares two sides is None if only the dense model ran.
 
-    `contexts`: cached tokens at the first and the last decode step that was timed.
+    `byte_bound`: decoding's speedup if its time went with bytes; `compute_bound`: prefill's if its
+    time went with FLOPs; `contexts`: cached tokens at the first and last decode step timed.
     """
 
     workload: Workload
@@ -94,6 +95,7 @@ class SpeedComparison:
     planned: Side | None
     speedup: Speedup | None
     byte_bound: float | None
+    compute_bound: float | None
     rounds: int
     contexts: tuple[int, int]
     machine: Machine = field(repr=False)
@@ -109,7 +111,8 @@ class SpeedComparison:
         return {
             "workload": str(self.workload),
             **{name: side and asdict(side) for name, side in sides.items()},
-            "byte_bound": None if self.byte_bound is None else {"decode": self.byte_bound},
+            "byte_bound": self.planned and {"decode": self.byte_bound},
+            "compute_bound": self.planned and {"prefill": self.compute_bound},
             "faster": self.faster,
             "rounds": self.rounds,
             "contexts": list(self.contexts),
@@ -171,12 +174,14 @@ def compare_speed(
     if machine is None and max(side.step_share(window, measured) for side in sides) > 1:
         # Faster than the yardstick: it was taken while the machine was busy.
         measured = profile(like.device, like.dtype, fresh=True)
+    whole = (dense.anatomy, rest[0].anatomy, workload) if rest else None
     return SpeedComparison(
         workload=workload,
         dense=dense.result(window, measured),
         planned=rest[0].result(window, measured) if rest else None,
         speedup=_speedup(dense, rest[0]) if rest else None,
-        byte_bound=cost.byte_bound(dense.anatomy, rest[0].anatomy, workload) if rest else None,
+        byte_bound=cost.byte_bound(*whole) if whole else None,
+        compute_bound=cost.compute_bound(*whole) if whole else None,
         rounds=rounds,
         contexts=(run.start, run.start + run.steps - 1),
         machine=measured,
