@@ -24,8 +24,8 @@ from skimp.progress import SILENT, Progress
 
 # Tokens of calibration text on which rules try parts out, and at most so many of a document; tokens
 # on which fills are fitted for that. The plan's own fills are fitted on all of the text.
-SCORED_TOKENS = 2048
-SCORED_LENGTH = 160
+SCORED_TOKENS = 3072
+SCORED_LENGTH = 112
 TRIED_TOKENS = 8192
 
 
