@@ -1,0 +1,1 @@
+"""Measuring cost, speed, quality and fidelity, always beside the dense model."""
