@@ -10,15 +10,23 @@ Document = dict[str, Any]
 def common(layers: int = 30) -> Document:
     return {
         "skimp": "0.1.0",
-        "model": "demo",
+        "model": {
+            "source": "demo",
+            "type": "llama",
+            "layers": layers,
+            "parameters": 134_515_008,
+            "dtype": "bfloat16",
+            "fingerprint": "sha256:00",
+        },
         "plan": {
             "skimp": 1,
             "model": {"type": "llama", "layers": layers, "fingerprint": "sha256:00"},
             "drop": {"attention": [7, 12, 26], "ffn": [], "fill": "linear:16"},
         },
         "seed": 3,
-        "machine": {"cpu": "a processor", "threads": 2, "memory_bytes": 16_000_000_000},
-        "date": "2026-01-02",
+        "device": "cpu",
+        "machine": {"cpu": "a processor", "threads": 2, "memory": 16_000_000_000},
+        "date": "2026-01-02T03:04:05+00:00",
         "versions": {"torch": "2.13.0"},
     }
 
@@ -43,7 +51,9 @@ def plan(layers: int = 30) -> Document:
             {"kind": "attention", "layer": 26, "harm": 0.009},
         ],
         "calibration": {"documents": 16, "tokens": 8192, "source": "some prose", "seed": 0},
-        "command": "skimp find demo",
+        "command": "skimp plan demo",
+        "workload": "512+128x1",
+        "byte_bound": {"decode": 1.25},
     }
 
 
@@ -70,9 +80,18 @@ def evaluation(loss: float = 0.01) -> Document:
         "fidelity": {
             "perplexity_dense": 20.0,
             "perplexity_planned": 21.0,
+            "loss_dense": 2.9957,
+            "loss_planned": 3.0445,
+            "loss_difference": 0.0488,
+            "loss_interval": [0.0392, 0.0583],
             "kl": 0.05,
-            "kl_interval": [0.04, 0.06],
+            "kl_interval": [None, None],
             "top1_agreement": 0.92,
+            "flips": 0.05,
+            "lost": 0.03,
+            "gained": 0.02,
+            "tokens": 4096,
+            "documents": 16,
         },
         "held_out": "other prose",
         "command": "skimp eval plan.yaml",
@@ -106,7 +125,10 @@ def bench(decode: float = 1.2, half: float = 0.02, bound: float | None = 1.25) -
             "decode": decode,
             "decode_interval": [decode - half, decode + half],
         },
-        "byte_bound": {"decode": bound} if bound is not None else {},
+        "byte_bound": {"decode": bound} if bound is not None else None,
+        "faster": decode - half > 1,
+        "rounds": 12,
+        "measured": {"bandwidth": 2.1e10, "matmul": 1.5e11, "launch": 1.4e-6, "threads": 2},
         "command": "skimp bench plan.yaml",
     }
 

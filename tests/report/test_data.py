@@ -90,6 +90,24 @@ def test_perplexity_is_no_share_of_items() -> None:
     assert [task.is_share for task in data.quality.tasks] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [({"repair": "none"}, None), ({"repair": 64}, "64"), ({"repair": "full"}, "full"), ({}, None)],
+)
+def test_repair_is_read_from_the_plan(section: dict, expected: str | None) -> None:
+    bench = documents.bench()
+    bench["plan"]["drop"].update(section)
+    assert ReportData.from_documents(bench=bench).selection.repair == expected
+
+
+def test_perplexity_takes_its_interval_from_the_paired_loss() -> None:
+    data = ReportData.from_documents(evals=documents.evaluation())
+    assert data.quality and data.quality.fidelity
+    change = data.quality.fidelity.perplexity_change
+    assert change.low == pytest.approx(0.03998, abs=1e-4)
+    assert change.high == pytest.approx(0.06003, abs=1e-4)
+
+
 def test_other_models_and_other_plans_are_called_out() -> None:
     bench = documents.bench()
     bench["model"] = "another"
@@ -130,6 +148,19 @@ def test_held_out_is_never_merely_assumed(
     assert any(expected in text for text in data.provenance.caveats)
 
 
+def test_a_plan_chosen_without_text_says_so() -> None:
+    plan = {**documents.plan(), "calibration": None}
+    said = ReportData.from_documents(plan=plan, evals=documents.evaluation()).provenance.caveats
+    assert "skimp read no text to choose this plan." in said
+
+
+def test_an_impossible_share_of_roofline_is_called_out() -> None:
+    bench = documents.bench()
+    bench["dense"]["roofline_share"] = 2.5
+    said = ReportData.from_documents(bench=bench).provenance.caveats
+    assert any("above 100%" in text for text in said)
+
+
 def test_arguments_override_documents() -> None:
     data = ReportData.from_documents(
         plan=documents.plan(),
@@ -146,7 +177,7 @@ def test_arguments_override_documents() -> None:
     assert data.selection.layers == data.selection.columns == 40
     assert [item.rule for item in data.selection.importance] == ["greedy", "cosine", "random"]
     assert data.provenance.plan_yaml == "skimp: 1\n"
-    assert data.provenance.commands == ("skimp find demo", "skimp report")
+    assert data.provenance.commands == ("skimp plan demo", "skimp report")
     assert {fact.name: fact.value for fact in data.provenance.versions}["torch"] == "3"
     assert data.provenance.date == "2027-01-01"
     assert "One thing more." in data.provenance.caveats

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skimp.report import numbers
@@ -73,6 +73,9 @@ def test_ticks_cover_their_range_in_few_round_steps(low: float, span: float) -> 
 
 
 @given(values=st.lists(_ANY, max_size=40), trim=st.booleans())
+@example(values=[5e-324], trim=False)
+@example(values=[-1.7e308, 1.7e308], trim=False)
+@example(values=[1e16, 1e16 + 2], trim=True)
 def test_an_axis_holds_zero_and_places_everything(values: list, trim: bool) -> None:
     scale = axis(values, trim=trim)
     assert scale.low <= 0 <= scale.high and scale.low < scale.high

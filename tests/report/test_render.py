@@ -21,6 +21,19 @@ PARTS = {
     "only samples": {"samples": documents.samples()},
     "plan without numbers": {"plan": {"dropped": {"attention": [3], "ffn": [3]}}},
     "one layer": {"plan": {**documents.plan(1), "dropped": {"attention": [0]}, "path": []}},
+    "whole layers": {
+        "plan": {
+            **documents.plan(6),
+            "dropped": {"attention": [2, 4], "ffn": [2, 4]},
+            "importance": {
+                "last": {"attention": [None] * 6, "ffn": [], "layer": [9, 5, 4, 3, 2, 1]}
+            },
+            "path": [{"kind": "layer", "layer": 4, "harm": 2.0}],
+        }
+    },
+    "only the dense model timed": {
+        "bench": {**documents.bench(), "planned": None, "speedup": None, "byte_bound": None}
+    },
     "126 layers": {"plan": documents.plan(126)},
     "200 layers": {"plan": documents.plan(200), "bench": documents.bench()},
     "everything": documents.everything(),
@@ -172,6 +185,11 @@ def test_full_report_shows_its_numbers() -> None:
         "skimp bench plan.yaml",
         "attention: [7, 12, 26]",
         "16.0 GB",
+        "21.0 GB/s",
+        "150 GFLOP/s",
+        "134,515,008",
+        "+4.0% to +6.0%",
+        "skimp report · 2026-01-02<",
         "Cut at the edge of the plot: layer 0 FF 4.25",
     ):
         assert text in html, text
@@ -197,6 +215,20 @@ def test_map_has_one_column_per_layer_and_kind(layers: int) -> None:
     assert len(found) == len(set(found)) == 2 * layers
     expected = sum(layer < layers for layer in (7, 12, 26))
     assert sum(state == "replaced" for _, _, state in found) == expected
+
+
+def test_whole_layers_are_shown_as_such() -> None:
+    html = render(ReportData.from_documents(**PARTS["whole layers"]))
+    assert "2 of 6 whole layers, replaced by rank-16 linear maps" in html
+    assert "Not scored: attention and FF." in html
+    assert "importance (last, whole layer) 2.000; step 1 of 1" in html
+    assert ">L4</text>" in html and "L: whole layer" in html
+
+
+def test_a_plan_that_was_not_timed_still_states_its_bound() -> None:
+    html = render(ReportData.from_documents(plan=documents.plan()))
+    assert "Decode speed was not measured." in html
+    assert "The bytes it reads would allow at most 1.25× at 512+128x1." in html
 
 
 def test_long_prompt_is_folded_but_whole() -> None:

@@ -128,6 +128,11 @@ def test_prefill_sentence() -> None:
             Selection(layers=8, known=True, other_sections=("experts", "weights")),
             "No sublayer left out; the plan also has a section on experts and weights",
         ),
+        (
+            Selection(attention=(1, 2), layers=8, repair="64", known=True),
+            "2 of 8 attention sublayers, with nothing in their place; kept output projections "
+            "repaired (rank 64)",
+        ),
         (Selection(), "What was left out is not recorded"),
     ],
 )
@@ -152,4 +157,8 @@ def test_quality_sentence_states_what_cannot_be_excluded() -> None:
 def test_perplexity_sentence() -> None:
     assert words.perplexity_sentence(Fidelity(20.0, 21.0)) == "Perplexity 20.0 → 21.0 (+5.0%)."
     assert words.perplexity_sentence(Fidelity(20.0, math.inf)) == "Perplexity 20.0 → ∞."
+    sure = Fidelity(20.0, 21.0, perplexity_change=Estimate(0.05, 0.04, 0.06))
+    assert words.perplexity_sentence(sure) == (
+        "Perplexity 20.0 → 21.0 (+5.0%, 95% interval +4.0% to +6.0%)."
+    )
     assert words.perplexity_sentence(None) is None

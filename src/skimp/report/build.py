@@ -69,7 +69,7 @@ def _quality_tone(data: ReportData) -> str:
 
 def render(data: ReportData) -> str:
     """The report as one HTML document; the same data always give the same text."""
-    verdict = words.decode_verdict(data.speed)
+    verdict = words.decode_verdict(data.speed, words.bound_sentence(data.selection))
     importance = importance_charts.importance_charts(data.selection)
     return (
         _environment()

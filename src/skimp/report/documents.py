@@ -1,16 +1,17 @@
 """From plain JSON documents (`plan`, `eval`, `bench`) to the facts a report shows."""
 
+import math
 import re
 from collections.abc import Mapping
 
 from skimp.report.facts import (
-    KINDS,
+    PARTS,
     Calibration,
     Estimate,
     Fidelity,
     Fill,
     Importance,
-    Kind,
+    Part,
     Quality,
     Sample,
     Selection,
@@ -23,6 +24,7 @@ from skimp.report.reader import MAX_LAYERS, Reader
 
 _NOT_A_SHARE = re.compile(r"perplexity|ppl|bits|loss|nll|likelihood|bleu|rouge|ter$", re.IGNORECASE)
 _EVAL_KEYS = ("tasks", "mean", "fidelity", "skimp")
+_INTERVALS = {"loss_difference": "loss_interval"}
 _SECTIONS = ("experts", "exit", "weights", "lossless")
 
 
@@ -71,19 +73,18 @@ def _layer_count(document: Reader) -> int | None:
 def read_importance(node: Reader) -> tuple[Importance, ...]:
     """`{rule: {attention: [...], ffn: [...]}}`; a rule without any score is dropped."""
     found = (
-        Importance(rule, scores.scores("attention"), scores.scores("ffn"))
-        for rule, scores in node.items()
+        Importance(rule, *(scores.scores(part) for part in PARTS)) for rule, scores in node.items()
     )
-    return tuple(item for item in found if item.layers)
+    return tuple(item for item in found if item.scored)
 
 
 def _read_path(node: Reader) -> tuple[Step, ...]:
     steps: list[Step] = []
     for item in node.elements():
-        kind: Kind | None = next((k for k in KINDS if item.text("kind") == k), None)
+        kind: Part | None = next((part for part in PARTS if item.text("kind") == part), None)
         layer = item.child("layer").as_layer()
         if kind is None or layer is None:
-            node.note("a list of steps with kind attention or ffn and a layer")
+            node.note("a list of steps with a kind (attention, ffn or layer) and a layer")
             continue
         steps.append(Step(kind, layer, item.number("harm")))
     return tuple(steps)
@@ -137,9 +138,25 @@ def read_selection(
         calibration=_read_calibration(plan.child("calibration")),
         calibration_loss=plan.number("calibration_loss"),
         seconds=plan.number("seconds"),
+        read_no_text=bool(plan) and plan.value.get("calibration", ...) is None,
+        repair=_read_repair(documents),
+        bound=plan.child("byte_bound").number("decode"),
+        workload=plan.text("workload"),
         other_sections=tuple(name for name in _SECTIONS if sections.get(name)),
         known=dropped is not None,
     )
+
+
+def _read_repair(documents: list[Reader]) -> str | None:
+    for document in documents:
+        plan = document.child("plan")
+        places = [document]
+        if isinstance(plan.value, Mapping) and isinstance(plan.value.get("drop"), Mapping):
+            places.append(plan.child("drop"))
+        for place in places:
+            if (text := place.text("repair")) is not None:
+                return None if text in ("none", "0") else text
+    return None
 
 
 def _mapping(value: object) -> Mapping[str, object]:
@@ -164,6 +181,17 @@ def _read_task(name: str, node: Reader) -> Task:
     )
 
 
+def _ends(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
+    return estimate.value, estimate.low, estimate.high
+
+
+def _exponential(loss: float | None) -> float | None:
+    """Relative change of perplexity for a change of loss in nats."""
+    if loss is None:
+        return None
+    return math.expm1(loss) if loss < 700 else math.inf
+
+
 def _read_fidelity(node: Reader) -> Fidelity | None:
     if not node:
         return None
@@ -172,8 +200,12 @@ def _read_fidelity(node: Reader) -> Fidelity | None:
         if name in ("perplexity_dense", "perplexity_planned") or name.endswith("interval"):
             continue
         if isinstance(child.value, int | float) and not isinstance(child.value, bool):
-            others.append((name, node.estimate(name, f"{name}_interval")))
+            interval = _INTERVALS.get(name, f"{name}_interval")
+            others.append((name, node.estimate(name, interval)))
+    # Perplexity is the exponential of the loss, so the loss's paired interval gives its own.
+    paired = node.estimate("loss_difference", "loss_interval")
     return Fidelity(
+        perplexity_change=Estimate(*(_exponential(end) for end in _ends(paired))),
         perplexity_dense=node.number("perplexity_dense"),
         perplexity_planned=node.number("perplexity_planned"),
         others=tuple(others),

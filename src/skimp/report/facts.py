@@ -10,7 +10,9 @@ from typing import Literal
 
 Kind = Literal["attention", "ffn"]
 KINDS: tuple[Kind, Kind] = ("attention", "ffn")
-KIND_LABEL: dict[str, str] = {"attention": "attention", "ffn": "FF"}
+Part = Literal["attention", "ffn", "layer"]
+PARTS: tuple[Part, Part, Part] = ("attention", "ffn", "layer")
+KIND_LABEL: dict[str, str] = {"attention": "attention", "ffn": "FF", "layer": "whole layer"}
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,40 @@ class Fill:
 
 @dataclass(frozen=True)
 class Importance:
-    """One rule's score for every sublayer, by layer; None where the rule gave none."""
+    """One rule's score of every sublayer, and of whole layers; None where the rule gave none."""
 
     rule: str
     attention: tuple[float | None, ...] = ()
     ffn: tuple[float | None, ...] = ()
+    layer: tuple[float | None, ...] = ()
 
-    def of(self, kind: Kind, layer: int) -> float | None:
-        """The score of one sublayer, None if it has none."""
-        scores = self.attention if kind == "attention" else self.ffn
+    def scores(self, part: Part) -> tuple[float | None, ...]:
+        """All scores of one kind of part, by layer."""
+        return {"attention": self.attention, "ffn": self.ffn, "layer": self.layer}[part]
+
+    def of(self, part: Part, layer: int) -> float | None:
+        """The score of one part of one layer, None if it has none."""
+        scores = self.scores(part)
         return scores[layer] if layer < len(scores) else None
 
     @property
+    def scored(self) -> tuple[Part, ...]:
+        """The kinds of parts with at least one score."""
+        return tuple(
+            part for part in PARTS if any(score is not None for score in self.scores(part))
+        )
+
+    @property
     def layers(self) -> int:
-        return max(len(self.attention), len(self.ffn))
+        """How many layers the scores cover."""
+        return max(len(self.scores(part)) for part in PARTS)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a greedy path: which sublayer went, and the harm once it was gone."""
+    """One step of a greedy path: which part went, and the harm once it was gone."""
 
-    kind: Kind
+    kind: Part
     layer: int
     harm: float | None = None
 
@@ -79,7 +94,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was left out, and how it was chosen."""
+    """What was left out, and how it was chosen.
+
+    `read_no_text`: the plan document says that no calibration text was read. `repair`: rank of the
+    correction of kept output projections (None: none). `bound`: speedup of decode at `workload` if
+    time were proportional to bytes read, as computed with the plan.
+    """
 
     attention: tuple[int, ...] = ()
     ffn: tuple[int, ...] = ()
@@ -91,6 +111,10 @@ class Selection:
     calibration: Calibration | None = None
     calibration_loss: float | None = None
     seconds: float | None = None
+    read_no_text: bool = False
+    repair: str | None = None
+    bound: float | None = None
+    workload: str | None = None
     other_sections: tuple[str, ...] = ()
     known: bool = False
 
@@ -129,10 +153,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How close the planned model's predictions stay to the dense model's."""
+    """How close the planned model's predictions stay to the dense model's.
+
+    `perplexity_change` is relative: 0.04 for 4% more than dense.
+    """
 
     perplexity_dense: float | None = None
     perplexity_planned: float | None = None
+    perplexity_change: Estimate = Estimate()
     others: tuple[tuple[str, Estimate], ...] = ()
 
 

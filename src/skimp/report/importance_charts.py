@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from skimp.report import numbers, svg
-from skimp.report.facts import KIND_LABEL, KINDS, Importance, Kind, Selection, Step
+from skimp.report.facts import KIND_LABEL, KINDS, Importance, Part, Selection, Step
 from skimp.report.layer_map import importance_axis, index_labels
 from skimp.report.scale import Axis, axis
 
 _PANEL = 84.0
 _HEAD = 20.0
 _APART = 16.0
+# (class of the style sheet, shape, letter) of each kind of step
+_STEP_LOOKS = {
+    "attention": ("series-0", 0, "A"),
+    "ffn": ("series-1", 2, "F"),
+    "layer": ("series-2", 1, "L"),
+}
 Height = Callable[[float], float]
 
 
@@ -37,10 +43,10 @@ def _chart(index: int, importance: Importance, selection: Selection) -> Chart:
     scale = importance_axis(importance)
     columns = max(selection.columns, importance.layers)
     drawn: list[Markup] = []
-    for place, kind in enumerate(KINDS):
+    for place, part in enumerate(importance.scored):
         top = _HEAD + place * (_PANEL + _HEAD + _APART)
-        drawn += _panel(kind, importance, selection, scale, columns, top)
-    bottom = len(KINDS) * (_PANEL + _HEAD + _APART) - _APART
+        drawn += _panel(part, importance, selection, scale, columns, top)
+    bottom = len(importance.scored) * (_PANEL + _HEAD + _APART) - _APART
     drawn += index_labels(range(columns), columns, bottom + 16, most=16)
     title = f"Importance by {importance.rule}, one bar for each sublayer"
     picture = svg.plot(f"importance-{index}", title, bottom + 24, drawn, "gutter")
@@ -48,7 +54,7 @@ def _chart(index: int, importance: Importance, selection: Selection) -> Chart:
 
 
 def _panel(
-    kind: Kind, importance: Importance, selection: Selection, scale: Axis, columns: int, top: float
+    kind: Part, importance: Importance, selection: Selection, scale: Axis, columns: int, top: float
 ) -> list[Markup]:
     def height(value: float) -> float:
         return top + _PANEL * (1 - scale.at(value))
@@ -58,9 +64,7 @@ def _panel(
         y = height(tick)
         drawn.append(svg.line(0, y, 1, y, "zero-line" if tick == 0 else "grid"))
         drawn.append(svg.label(0, y + 4, numbers.tick(tick, scale.step), "tick end", dx=-8))
-    dropped = set(selection.dropped(kind))
-    if all(importance.of(kind, layer) is None for layer in range(columns)):
-        return [*drawn, svg.label(0.5, top + _PANEL / 2, "not scored", "tick mid")]
+    dropped = _gone(selection, kind)
     for layer in range(columns):
         look = "out" if layer in dropped else "kept"
         value = importance.of(kind, layer)
@@ -68,8 +72,14 @@ def _panel(
     return drawn
 
 
+def _gone(selection: Selection, part: Part) -> set[int]:
+    if part == "layer":
+        return set(selection.attention) & set(selection.ffn)
+    return set(selection.dropped(part))
+
+
 def _score(
-    kind: Kind,
+    kind: Part,
     layer: int,
     value: float | None,
     look: str,
@@ -94,19 +104,21 @@ def _score(
 
 
 def _notes(importance: Importance, scale: Axis) -> list[str]:
-    """Exact values of the bars that are cut, the highest first."""
+    """Which sublayers were not scored, and exact values of bars that are cut, highest first."""
+    bare = [KIND_LABEL[kind] for kind in KINDS if kind not in importance.scored]
+    gaps = [f"Not scored: {' and '.join(bare)}."] if bare else []
     cut = [
         (value, f"layer {layer} {KIND_LABEL[kind]} {numbers.significant(value)}")
-        for kind in KINDS
+        for kind in importance.scored
         for layer in range(importance.layers)
         if (value := importance.of(kind, layer)) is not None and scale.cuts(value)
     ]
     if not cut:
-        return []
+        return gaps
     cut.sort(key=lambda item: -abs(item[0]))
     named = ", ".join(text for _, text in cut[:8])
     more = f" and {len(cut) - 8} more" if len(cut) > 8 else ""
-    return [f"Cut at the edge of the plot: {named}{more}."]
+    return [*gaps, f"Cut at the edge of the plot: {named}{more}."]
 
 
 def path_chart(selection: Selection) -> Chart | None:
@@ -156,15 +168,14 @@ def _segments(steps: tuple[Step, ...], height: Height) -> list[Markup]:
 def _step_mark(index: int, step: Step, total: int, height: Height) -> Markup:
     if step.harm is None or not math.isfinite(step.harm):
         return Markup("")
-    look = "series-0" if step.kind == "attention" else "series-1"
+    look, shape, _ = _STEP_LOOKS[step.kind]
     exact = f"step {index + 1}: {_name(step)}, harm {numbers.significant(step.harm, 4)}"
-    shape = 0 if step.kind == "attention" else 2
     point = svg.mark((index + 0.5) / total, height(step.harm), shape, f"dot solid {look}")
     return svg.element("g", svg.tip(exact), point, class_="mark")
 
 
 def _step_labels(steps: tuple[Step, ...], bottom: float) -> list[Markup]:
-    """`A12`, `F7` under each step; thinned out on narrow pages, and where there are many."""
+    """`A12`, `F7`, `L3` under each step; thinned out on narrow pages, and where there are many."""
     fine = math.ceil(len(steps) / 24)
     # A multiple of the finer step, or labels of the two would collide.
     coarse = fine * math.ceil(len(steps) / (11 * fine))
@@ -173,7 +184,7 @@ def _step_labels(steps: tuple[Step, ...], bottom: float) -> list[Markup]:
         narrow = index % coarse == 0
         if not narrow and index % fine:
             continue
-        text = f"{'A' if step.kind == 'attention' else 'F'}{step.layer}"
+        text = f"{_STEP_LOOKS[step.kind][2]}{step.layer}"
         look = "tick mid" if narrow else "tick mid wide-only"
         found.append(svg.label((index + 0.5) / len(steps), bottom + 18, text, look))
     return found

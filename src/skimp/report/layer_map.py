@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from skimp.report import numbers, svg
-from skimp.report.facts import KIND_LABEL, KINDS, Importance, Kind, Selection
+from skimp.report.facts import KIND_LABEL, KINDS, PARTS, Importance, Kind, Selection
 from skimp.report.scale import Axis, axis
 from skimp.report.words import fill_words
 
@@ -43,17 +43,27 @@ def cells(selection: Selection, kind: Kind) -> list[Cell]:
             looks = f"out {_FILL_CLASS.get(fill.kind, 'other')}"
         elif not selection.known:
             state, looks = "not recorded", "unknown"
-        score = ruler.of(kind, layer) if ruler else None
+        score, whole = _score(ruler, kind, layer)
         tip = f"layer {layer}, {KIND_LABEL[kind]}: {state}"
         if ruler:
-            tip += f"; importance ({ruler.rule}) {_exact(score)}"
-        if (kind, layer) in order:
-            step, harm = order[kind, layer]
+            tip += f"; importance ({ruler.rule}{whole}) {_exact(score)}"
+        if place := order.get((kind, layer)) or order.get(("layer", layer)):
+            step, harm = place
             tip += (
                 f"; step {step} of {len(selection.path)} on the path, harm after it {_exact(harm)}"
             )
         found.append(Cell(kind, layer, state, looks, score, tip))
     return found
+
+
+def _score(ruler: Importance | None, kind: Kind, layer: int) -> tuple[float | None, str]:
+    """The score of a sublayer, or else that of its whole layer, and how to call the latter."""
+    if ruler is None:
+        return None, ""
+    own = ruler.of(kind, layer)
+    if own is None and ruler.of("layer", layer) is not None:
+        return ruler.of("layer", layer), ", whole layer"
+    return own, ""
 
 
 def _exact(value: float | None) -> str:
@@ -92,10 +102,11 @@ def _step(columns: int, most: int) -> int:
 
 
 def importance_axis(importance: Importance | None) -> Axis:
-    """One axis for both kinds, so that their bars can be compared."""
+    """One axis for all kinds of parts, so that their bars can be compared."""
     if importance is None:
         return axis([])
-    return axis([*importance.attention, *importance.ffn], most=3, trim=True)
+    scores = [score for part in PARTS for score in importance.scores(part)]
+    return axis(scores, most=3, trim=True)
 
 
 def layer_map(selection: Selection) -> Markup:

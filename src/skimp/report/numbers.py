@@ -91,6 +91,12 @@ def points(value: float | None) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else _signed(text)
 
 
+def percent_change(fraction: float | None) -> str:
+    """A relative change given as a fraction, with its sign: 0.042 -> `+4.2%`."""
+    text = points(fraction)
+    return text if text == GAP or text.endswith("∞") else f"{text}%"
+
+
 def plus(value: float | None) -> str:
     """A difference in the metric's own unit, three significant digits, with its sign."""
     text = significant(value)
@@ -107,6 +113,12 @@ def size(value: float | None) -> str:
         if abs(value) >= 0.9995 * factor:
             return f"{significant(value / factor)} {unit}"
     return f"{significant(value)} B"
+
+
+def flops(value: float | None) -> str:
+    """Floating-point operations per second in decimal units."""
+    text = size(value)
+    return text if text == GAP else f"{text.removesuffix('B')}FLOP/s"
 
 
 def seconds(value: float | None) -> str:

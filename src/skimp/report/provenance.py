@@ -1,6 +1,6 @@
 """How the numbers were measured: conditions, versions, commands, and what to keep in mind."""
 
-import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from skimp.report import numbers
@@ -9,6 +9,20 @@ from skimp.report.facts import Fact, Provenance, Quality, Selection, Speed
 from skimp.report.reader import Reader, clean
 
 _TOP_LEVEL = ("skimp", "dtype", "device", "threads", "seed")
+_UNITS = {
+    "memory": numbers.size,
+    "bandwidth": lambda value: f"{numbers.size(value)}/s",
+    "matmul": numbers.flops,
+    "launch": numbers.seconds,
+    "parameters": numbers.count,
+}
+_LABELS = {
+    "bandwidth": "bandwidth, measured",
+    "matmul": "matmul rate, measured",
+    "launch": "launch overhead, measured",
+    "rounds": "rounds timed",
+    "limit": "items a task, at most",
+}
 _ROLE = {"plan": "search", "eval": "evaluation", "bench": "timing"}
 
 
@@ -29,10 +43,10 @@ def _measure(name: str, node: Reader) -> str | None:
     value = node.value
     if isinstance(value, int | float) and not isinstance(value, bool):
         number = node.as_number()
+        if name in _UNITS:
+            return _UNITS[name](number)
         if "bytes_per_s" in name:
             return f"{numbers.size(number)}/s"
-        if "flops_per_s" in name and number and 1e3 <= number < math.inf:
-            return f"{numbers.size(number)[:-1]}FLOP/s"
         if name.endswith("bytes"):
             return numbers.size(number)
         if name.endswith(("_s", "seconds")):
@@ -45,7 +59,13 @@ def _conditions(documents: Mapping[str, Reader]) -> dict[str, dict[str, str]]:
     table: dict[str, dict[str, str]] = {}
     for role, document in documents.items():
         named = [(name, document.child(name)) for name in _TOP_LEVEL]
-        named += [(name, node) for name, node in document.child("machine").items()]
+        model = document.child("model")
+        if isinstance(model.value, Mapping):
+            named += [(name, model.child(name)) for name in ("dtype", "parameters")]
+        named += list(document.child("machine").items())
+        measured = document.child("measured")
+        named += [(name, measured.child(name)) for name in ("bandwidth", "matmul", "launch")]
+        named += [(name, document.child(name)) for name in ("rounds", "limit")]
         for name, node in named:
             if text := _measure(name, node):
                 table.setdefault(name, {})[role] = text
@@ -60,8 +80,10 @@ def _joined(values: Mapping[str, str]) -> str:
 
 
 def _label(name: str) -> str:
-    """A key without the unit that its value now carries."""
-    for unit in ("_bytes_per_second", "_bytes_per_s", "_flops_per_s", "_bytes", "_seconds", "_s"):
+    """A key in words, without the unit that its value now carries."""
+    if name in _LABELS:
+        return _LABELS[name]
+    for unit in ("_bytes_per_second", "_bytes_per_s", "_bytes", "_seconds", "_s"):
         name = name.removesuffix(unit)
     return name.replace("_", " ")
 
@@ -78,6 +100,8 @@ def _calibration_facts(selection: Selection) -> list[Fact]:
         ]
         if text := ", ".join(part for part in parts if part):
             facts.append(Fact("calibration", text))
+    if selection.rule:
+        facts.append(Fact("chosen by rule", selection.rule))
     if selection.calibration_loss is not None:
         facts.append(Fact("calibration loss", numbers.significant(selection.calibration_loss, 4)))
     if selection.seconds is not None:
@@ -105,6 +129,8 @@ def _choice_caveat(selection: Selection, quality: Quality | None) -> str | None:
     held_out = quality.held_out if quality else None
     if quality is None:
         return None
+    if selection.read_no_text:
+        return "skimp read no text to choose this plan."
     if not source:
         return "The data that the plan was chosen on is not named, so overlap cannot be ruled out."
     if not held_out:
@@ -143,6 +169,12 @@ def caveats(
             yield f"{other.name} was not judged on the same number of items as the plan."
     if speed and not speed.decode.has_interval:
         yield "The decode speedup has no interval, so its spread is unknown."
+    shares = (speed.dense.roofline_share, speed.planned.roofline_share) if speed else ()
+    if any(share is not None and share > 1.05 for share in shares):
+        yield (
+            "A share of roofline above 100% means that the bandwidth of this machine was measured "
+            "while it was busy; do not rely on that share."
+        )
     if speed:
         yield (
             "Speed was measured on one machine and one workload; the byte bound is the speedup "
@@ -167,15 +199,17 @@ def read_provenance(
                 merged.setdefault(name, {})[role] = text
     known = {name: _joined(by) for name, by in merged.items()}
     known.update({clean(str(name)): clean(str(text)) for name, text in versions.items()})
+    dates = {role: text for role, item in documents.items() if (text := item.text("date"))}
+    if dates:
+        facts.append(Fact("measured", _joined(dates)))
     found = [command for document in documents.values() for command in _commands(document)]
     found += [clean(command) for command in commands]
-    dates = {role: text for role, item in documents.items() if (text := item.text("date"))}
     return Provenance(
         facts=tuple(facts),
         versions=tuple(Fact(name, text) for name, text in known.items()),
         commands=tuple(dict.fromkeys(found)),
         plan_yaml=clean(plan_yaml) if plan_yaml else _plan_yaml(documents),
-        date=clean(date) if date else (_joined(dates) if dates else None),
+        date=clean(date) if date else max(map(_day, dates.values()), default=None),
         caveats=tuple(_disagreements(documents)),
     )
 
@@ -183,6 +217,11 @@ def read_provenance(
 def with_calibration(provenance: Provenance, selection: Selection) -> tuple[Fact, ...]:
     """The conditions with those of the search after them."""
     return (*provenance.facts, *_calibration_facts(selection))
+
+
+def _day(date: str) -> str:
+    """The day of an ISO timestamp; anything else as it is."""
+    return date[:10] if re.match(r"\d{4}-\d\d-\d\dT", date) else date
 
 
 def _commands(document: Reader) -> Iterable[str]:

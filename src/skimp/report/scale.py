@@ -10,6 +10,8 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     span = high - low
     if not math.isfinite(span) or span <= 0:
         return [low]
+    if span < 1e-290:  # too near the smallest floats for any round step
+        return [low, high]
     raw = span / max(1, most)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next((factor * power for factor in (1, 2, 5) if factor * power >= raw), 10 * power)

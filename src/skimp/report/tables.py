@@ -7,9 +7,10 @@ from markupsafe import Markup
 from skimp.report import charts, numbers, words
 from skimp.report.facts import (
     KIND_LABEL,
-    KINDS,
     Estimate,
     Fidelity,
+    Importance,
+    Part,
     Quality,
     Selection,
     Speed,
@@ -172,7 +173,8 @@ def _perplexity_tile(quality: Quality | None) -> Tile:
     dense, planned = fidelity.perplexity_dense, fidelity.perplexity_planned
     value = numbers.change(planned, dense)
     values = f"{numbers.significant(dense)} → {numbers.significant(planned)}"
-    beside = "dense → planned, lower is better"
+    spread = words.between(fidelity.perplexity_change, "percent")
+    beside = f"95% interval {spread}" if spread else "lower is better"
     if value == numbers.GAP:
         return Tile("Perplexity", numbers.significant(planned), values, beside)
     return Tile("Perplexity", value, values, beside)
@@ -216,8 +218,16 @@ def task_table(qualities: tuple[Quality, ...]) -> list[TaskRow]:
 
 
 _FIDELITY_NAMES = {
-    "kl": "KL from dense",
+    "kl": "KL from dense, nats a token",
     "top1_agreement": "same most likely token",
+    "loss_dense": "loss, dense, nats a token",
+    "loss_planned": "loss, planned, nats a token",
+    "loss_difference": "loss, planned − dense",
+    "lost": "right in dense, wrong in planned",
+    "gained": "wrong in dense, right in planned",
+    "flips": "flips: right in one, wrong in the other",
+    "tokens": "tokens predicted",
+    "documents": "documents",
 }
 
 
@@ -242,8 +252,12 @@ def _perplexities(values: list[float | None]) -> tuple[str, ...]:
 def _fidelity_value(name: str, estimate: Estimate | None) -> str:
     if estimate is None or estimate.value is None:
         return numbers.GAP
-    shares = name.endswith(("agreement", "share", "rate", "flips"))
+    shares = name.endswith(("agreement", "share", "rate", "flips", "lost", "gained"))
     show = numbers.share if shares and 0 <= estimate.value <= 1 else numbers.significant
+    if name in ("tokens", "documents"):
+        show = numbers.count
+    elif name == "loss_difference":
+        show = numbers.plus
     text = show(estimate.value)
     if estimate.has_interval:
         text += f" ({show(estimate.low)} to {show(estimate.high)})"
@@ -252,13 +266,12 @@ def _fidelity_value(name: str, estimate: Estimate | None) -> str:
 
 def importance_table(selection: Selection) -> ImportanceTable:
     """Every rule's score of every sublayer, one row a layer."""
-    names = [f"{item.rule}, {KIND_LABEL[kind]}" for item in selection.importance for kind in KINDS]
+    columns: list[tuple[Importance, Part]] = [
+        (item, part) for item in selection.importance for part in item.scored
+    ]
+    names = [f"{item.rule}, {KIND_LABEL[part]}" for item, part in columns]
     rows = tuple(
-        tuple(
-            numbers.significant(item.of(kind, layer))
-            for item in selection.importance
-            for kind in KINDS
-        )
+        tuple(numbers.significant(item.of(part, layer)) for item, part in columns)
         for layer in range(selection.columns)
     )
     return ImportanceTable(tuple(names), rows)

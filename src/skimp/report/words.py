@@ -42,6 +42,9 @@ def between(estimate: Estimate, show: str = "times") -> str:
     """`1.10–1.14` for speedups, `−1.9 to +0.3` for points; empty without an interval."""
     if not estimate.has_interval:
         return ""
+    if show == "percent":
+        low, high = numbers.percent_change(estimate.low), numbers.percent_change(estimate.high)
+        return f"{low} to {high}"
     if show == "times":
         ends = (estimate.low or 0.0, estimate.high or 0.0)
         # An end such as 1.002 must not round to the very 1 that it clears.
@@ -80,10 +83,13 @@ def decode_bound(speed: Speed) -> float | None:
     return sum(dense) / sum(planned) if dense and planned and sum(planned) > 0 else None
 
 
-def decode_verdict(speed: Speed | None) -> Verdict:
-    """Is decode faster, and what do the bytes say about it?"""
+def decode_verdict(speed: Speed | None, computed: str = "") -> Verdict:
+    """Is decode faster, and what do the bytes say about it?
+
+    `computed` is what to say of the bytes where nothing was timed.
+    """
     if speed is None or speed.decode.value is None:
-        return Verdict("not measured", "Decode speed was not measured.")
+        return Verdict("not measured", "Decode speed was not measured.", computed)
     state, value = state_of(speed.decode), numbers.times(speed.decode.value)
     spread = between(speed.decode)
     measured = f"{value} (95% interval {spread})" if spread else f"{value}, without an interval"
@@ -110,6 +116,14 @@ def prefill_sentence(speed: Speed | None) -> str | None:
     dense, planned = speed.dense.weight_bytes, speed.planned.weight_bytes
     saved = _saved("weights", dense, planned)
     return f"{text}; {saved}." if state == "not faster" and saved else f"{text}."
+
+
+def bound_sentence(selection: Selection) -> str:
+    """The byte bound that was computed with the plan; empty if there is none."""
+    if selection.bound is None or not math.isfinite(selection.bound):
+        return ""
+    at = f" at {selection.workload}" if selection.workload else ""
+    return f"The bytes it reads would allow at most {numbers.times(selection.bound)}{at}."
 
 
 def _against_bound(speed: Speed) -> str:
@@ -198,8 +212,11 @@ def left_out(selection: Selection) -> str:
     of = f" of {selection.layers}" if selection.layers else ""
     attention, ffn = selection.attention, selection.ffn
     other = ""
+    if selection.repair:
+        rank = "full rank" if selection.repair == "full" else f"rank {selection.repair}"
+        other += f"; kept output projections repaired ({rank})"
     if selection.other_sections:
-        other = f"; the plan also has a section on {_listed(selection.other_sections)}"
+        other += f"; the plan also has a section on {_listed(selection.other_sections)}"
     if not attention and not ffn:
         return f"No sublayer left out{other}"
     if attention == ffn:
@@ -255,5 +272,7 @@ def perplexity_sentence(fidelity: Fidelity | None) -> str | None:
         return None
     dense, planned = fidelity.perplexity_dense, fidelity.perplexity_planned
     change = numbers.change(planned, dense)
-    tail = f" ({change})" if change != numbers.GAP else ""
+    spread = between(fidelity.perplexity_change, "percent")
+    inside = change + (f", 95% interval {spread}" if spread else "")
+    tail = f" ({inside})" if change != numbers.GAP else ""
     return f"Perplexity {numbers.significant(dense)} → {numbers.significant(planned)}{tail}."
