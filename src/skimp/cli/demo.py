@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MODEL, DROP, FILL = "demo", 10, "linear:16"
 BUDGET = 240  # s, on two cores
+TEXT, QUICK_TEXT = 12_000, 4_000  # tokens of calibration text
 PROMPTS = (
     "Why is the sky blue? Answer in one sentence.",
     "Write two sentences about a lighthouse keeper who finds a letter.",
@@ -167,8 +168,10 @@ def _choose(
     last = planning.Wanted("last", DROP, 0, 0, fill="zero")
     plans = {"last": planning.choose(run, loaded, last, None)[0]}
     greedy = planning.Wanted("greedy", DROP, 0, 0, fill=FILL)
-    text = _some_text(run, loaded) if quick else None
+    begun = time.monotonic()
+    text = _some_text(run, loaded, quick)
     plan, facts = planning.choose(run, loaded, greedy, text)
+    facts["seconds"] = time.monotonic() - begun
     plans = {"plan": plan, **plans}
     plan.write(out / "plan.yaml")
     plans["last"].write(out / "last.yaml")
@@ -178,8 +181,8 @@ def _choose(
     return plans, document
 
 
-def _some_text(run: Run, loaded: Loaded) -> Any:
-    """A third of the usual calibration text, of every kind, with short continuations."""
+def _some_text(run: Run, loaded: Loaded, quick: bool) -> Any:
+    """Part of the usual calibration text, of every kind: all of it takes too long for a demo."""
     from dataclasses import replace
 
     from skimp.calibration.text import Sampling, calibrate
@@ -188,10 +191,14 @@ def _some_text(run: Run, loaded: Loaded) -> Any:
         loaded.model,
         loaded.tokenizer,
         seed=run.seed,
-        sampling=Sampling(new_tokens=16),
+        sampling=Sampling(new_tokens=16 if quick else 32),
         progress=run.progress,
     )
-    return replace(text, documents=text.documents[::3], kinds=text.kinds[::3])
+    every = -(-text.tokens // (QUICK_TEXT if quick else TEXT))
+    source = f"{text.source}, every {every}th of them" if every > 1 else text.source
+    return replace(
+        text, documents=text.documents[::every], kinds=text.kinds[::every], source=source
+    )
 
 
 def _evaluate(

@@ -81,15 +81,15 @@ def plan(
     drop_ffn: Annotated[int, _count("ffn", "FF sublayers to leave out.")] = 0,
     drop_layers: Annotated[int, _count("layers", "Whole layers to leave out.")] = 0,
     keep_last: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--keep-last",
             metavar="N",
             min=0,
-            help="Last layers not to touch.",
+            help="Last layers not to touch. Default: greedy keeps one in 15, other rules none.",
             rich_help_panel=_RULE,
         ),
-    ] = 0,
+    ] = None,
     harm: Annotated[
         str,
         typer.Option(

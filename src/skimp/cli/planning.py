@@ -29,7 +29,7 @@ class Wanted:
     drop_attention: int
     drop_ffn: int
     drop_layers: int
-    keep_last: int = 0
+    keep_last: int | None = None
     harm: str = "kl"
     fill: str = DEFAULT_FILL
     repair: str | None = None
