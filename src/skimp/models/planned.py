@@ -9,6 +9,7 @@ from torch import nn
 
 from skimp.errors import LoadError
 from skimp.models.carve import planned_class
+from skimp.models.folder import refuse_misfits
 
 
 def load_planned(folder: Path, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -34,6 +35,7 @@ def load_planned(folder: Path, *, dtype: torch.dtype, device: torch.device) -> n
             config=config_class.from_dict(data),
             dtype=dtype,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that they are reported, and refused, by name
             output_loading_info=True,
             local_files_only=True,
         )
@@ -44,10 +46,7 @@ def load_planned(folder: Path, *, dtype: torch.dtype, device: torch.device) -> n
             f"{folder}/config.json: skimp: the layout is damaged ({error}); write the folder anew "
             "with `skimp apply`."
         ) from None
-    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
-    if wrong:
-        first = sorted(map(str, wrong))[0]
-        raise LoadError(f"{folder}: its weights do not fit its config, first at {first}.")
+    refuse_misfits(str(folder), report)
     return model.to(device).eval()
 
 
