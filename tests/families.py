@@ -53,7 +53,9 @@ class Sample:
             _randomise(model)
         model.generation_config.eos_token_id = None  # or greedy decoding may stop early
         model.generation_config.pad_token_id = 0
-        return model.to(dtype).eval()
+        for weight in model.parameters():  # and no buffer: rotations stay exact, as when loaded
+            weight.data = weight.data.to(dtype)
+        return model.eval()
 
     def blocks(self, model: nn.Module) -> nn.ModuleList:
         found = model.get_submodule(self.layers)

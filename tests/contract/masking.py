@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from skimp.plan import Plan
 
+# Names of the linear map that ends a branch; its place among the others differs between families.
+LAST_MAPS = {"o_proj", "out_proj", "c_proj", "dense", "down_proj", "dense_4h_to_h", "fc2"}
+
 
 @contextmanager
 def masked(sample: Sample, model: nn.Module, plan: Plan) -> Iterator[None]:
@@ -70,15 +73,11 @@ def _corrected(
             change = values[f"{prefix}_up"] @ values[f"{prefix}_down"]
         else:
             continue
-        maps = [m for m in block.get_submodule(site.leave).modules() if _is_map(m)]
+        branch = block.get_submodule(site.leave).named_modules(prefix=site.leave)
+        (last,) = (module for name, module in branch if name.rpartition(".")[2] in LAST_MAPS)
 
         def add(_: nn.Module, args: tuple, output: Tensor, change: Tensor = change) -> Tensor:
             return output + args[0] @ change.T
 
-        handles.append(maps[-1].register_forward_hook(add))
+        handles.append(last.register_forward_hook(add))
     return handles
-
-
-def _is_map(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() == 2

@@ -98,8 +98,10 @@ def greedy_generate(model: nn.Module, batch: Batch, new: int, **options: Any) ->
     return found[:, batch.length :]
 
 
-def assert_close(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+def assert_close(
+    found: Tensor, wanted: Tensor, tolerance: float = 1e-5, name: str = "the logits"
+) -> None:
     """Equal up to float32 rounding at the logits' own scale."""
     scale = max(1.0, wanted.abs().max().item())
     difference = (found - wanted).abs().max().item()
-    assert difference <= tolerance * scale, f"logits differ by {difference:.2e} (scale {scale:.1f})"
+    assert difference <= tolerance * scale, f"{name}: {difference:.2e} apart at scale {scale:.1f}"

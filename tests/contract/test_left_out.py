@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
 from hypothesis import given
 from tests.contract.cases import Case, plan_for
@@ -81,12 +82,21 @@ def _costs(layer: Layer) -> dict[str, object]:
 # --- memory -------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def quick_collection() -> Iterator[None]:
+    """Spare the collector all that is there already, so that it takes no seconds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("quick_collection")
 def test_dropped_modules_die_with_the_applied_plan(sample: Sample, case: Case) -> None:
     model = sample.build()
     anatomy = Anatomy.of(model)
     plan = plan_for(case, {**case.hard(4)["middle"], "layers": [3]}, anatomy)
     gone = list(_branches(sample, model, plan))
-    kept = weakref.ref(sample.blocks(model)[1])
+    kept = weakref.ref(sample.blocks(model)[0])
     applied = skimp.apply(model, plan)
     gc.collect()
     assert all(ref() is not None for ref in gone), "undo needs them"
@@ -144,7 +154,9 @@ def test_flops_fall_by_the_dropped_branches(sample: Sample, case: Case) -> None:
             for kind in ("attention", "ffn")
             for layer in {*section.get(kind, ()), *section.get("layers", ())}
         )
-        fills = sum(2 * value.numel() for value in plan.values.values() if value.dim() == 2)
+        # A repair is merged into weights that are there anyway.
+        maps = [value for name, value in plan.values.items() if "repair" not in name]
+        fills = sum(2 * value.numel() for value in maps if value.dim() == 2)
         assert share > 0
         with skimp.apply(model, plan), FlopCounterMode(display=False) as counter:
             _run(model)
