@@ -39,6 +39,12 @@ def test_last_takes_the_last_and_keeps_what_it_must() -> None:
     assert kept.sections["drop"]["attention"] == [count - 3, count - 2]
 
 
+def test_only_greedy_keeps_the_last_layers_unasked() -> None:
+    assert rules()["greedy"].keep_last(30) == 2
+    assert rules()["greedy"].keep_last(4) == 0
+    assert all(rule.keep_last(30) == 0 for name, rule in rules().items() if name != "greedy")
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "opt"])
 @torch.no_grad()
 def test_cosine_equals_a_plain_computation(name: str) -> None:

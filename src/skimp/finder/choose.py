@@ -56,7 +56,7 @@ def choose(
     drop_layers: int = 0,
     fill: str = "linear:16",
     repair: str | int | None = None,
-    keep_last: int = 0,
+    keep_last: int | None = None,
     harm: Measure = "kl",
     calibration: Calibration | None = None,
     seed: int = 0,
@@ -71,7 +71,7 @@ def choose(
         fill: zero, mean, linear:RANK or linear:full.
         repair: of kept output projections: none, RANK or full; by default full where the fill is
             linear, none where it is zero or mean, as in the papers.
-        keep_last: so many layers at the end are not touched.
+        keep_last: so many layers at the end are not touched; by default as the rule has it.
         harm: "kl" to the dense model, or "loss" of the calibration text.
         calibration: text; by default the model writes it itself.
         seed: of everything random.
@@ -84,6 +84,7 @@ def choose(
     started = time.monotonic()
     anatomy = Anatomy.of(model)
     ruler, kind, rank = _find(rule), FillKind.parse(fill), _repair(repair, fill)
+    keep_last = ruler.keep_last(anatomy.dense_layers) if keep_last is None else keep_last
     counts = {"attention": drop_attention, "ffn": drop_ffn, "layer": drop_layers}
     _check(counts, keep_last, anatomy)
     reads = ruler.reads_text or kind.name != "zero" or rank != 0

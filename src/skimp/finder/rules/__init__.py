@@ -78,11 +78,20 @@ Choose = Callable[[Problem], Ruling]
 
 @dataclass(frozen=True)
 class Rule:
-    """A registered rule. `reads_text` says whether it needs calibration."""
+    """A registered rule.
+
+    `reads_text` says whether it needs calibration; of every `keeps_one_in` layers, one at the end is
+    left alone unless the caller says how many (0: none is).
+    """
 
     name: str
     choose: Choose
     reads_text: bool
+    keeps_one_in: int = 0
+
+    def keep_last(self, layers: int) -> int:
+        """Layers at the end that the rule leaves alone by default."""
+        return layers // self.keeps_one_in if self.keeps_one_in else 0
 
     @property
     def summary(self) -> str:
@@ -90,11 +99,13 @@ class Rule:
         return (self.choose.__doc__ or "").strip().splitlines()[0]
 
 
-def rule(name: str, *, reads_text: bool = True) -> Callable[[Choose], Choose]:
-    """Register a function of this folder under `name`."""
+def rule(
+    name: str, *, reads_text: bool = True, keeps_one_in: int = 0
+) -> Callable[[Choose], Choose]:
+    """Register a function of this folder under `name`; see :class:`Rule`."""
 
     def register(function: Choose) -> Choose:
-        function.__dict__["rule"] = Rule(name, function, reads_text)
+        function.__dict__["rule"] = Rule(name, function, reads_text, keeps_one_in)
         return function
 
     return register

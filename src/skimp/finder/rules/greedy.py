@@ -4,6 +4,9 @@ Each step leaves out the part that hurts least given those already out (BlockPru
 2024, does so on perplexity). Harms from earlier steps stand in a queue as estimates; a part is
 measured again only when its old estimate puts it in front (Minoux, 1978), which is exact while
 harms do not shrink as more is left out, and a good guess otherwise.
+
+The last layers stay by default: they look cheap one by one and in KL, stand in for each other, and
+together carry words from the context into the answer (docs/log.md).
 """
 
 import heapq
@@ -13,7 +16,7 @@ from skimp.finder.rules import Problem, Ruling, rule
 from skimp.finder.trials import Part, Trials
 
 
-@rule("greedy")
+@rule("greedy", keeps_one_in=15)
 def greedy(problem: Problem) -> Ruling:
     """Best next part given those already left out; harm is measured with the fills in place."""
     text = problem.text
