@@ -80,8 +80,8 @@ Choose = Callable[[Problem], Ruling]
 class Rule:
     """A registered rule.
 
-    `reads_text` says whether it needs calibration; of every `keeps_one_in` layers, one at the end is
-    left alone unless the caller says how many (0: none is).
+    `reads_text` says whether it needs calibration; of every `keeps_one_in` layers, one at the end
+    is left alone unless the caller says how many (0: none is).
     """
 
     name: str
