@@ -208,7 +208,9 @@ class Replay:
         Returns the traces and the hidden state [B, S, d] after the layer.
         """
         layer = self.layers[index]
-        watches = {kind: _Watch(layer, getattr(self.family, kind)) for kind in kinds}
+        watches: dict[Kind, _Watch] = {
+            kind: _Watch(layer, getattr(self.family, kind)) for kind in kinds
+        }
         try:
             result = self.layer(index, hidden, batch)
         finally:

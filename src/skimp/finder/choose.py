@@ -13,12 +13,12 @@ from skimp.calibration.text import Calibration, calibrate
 from skimp.errors import PlanError, SkimpError
 from skimp.finder.harm import Harm, Measure, Scoring
 from skimp.finder.rules import Material, Problem, Rule, Ruling, rules
-from skimp.methods.drop.fit import fit_alone, standing
+from skimp.methods.drop.fit import Place, fit_alone, standing
 from skimp.methods.drop.layout import repairable
 from skimp.methods.drop.section import Drop, FillKind, parse_repair
 from skimp.methods.drop.values import SECTION, gather
 from skimp.methods.fit import fit_plan
-from skimp.models.anatomy import KINDS, Anatomy
+from skimp.models.anatomy import KINDS, Anatomy, Kind
 from skimp.plan import Plan
 from skimp.progress import SILENT, Progress
 
@@ -155,10 +155,11 @@ def _material(
     documents = calibration.sample(SCORED_TOKENS, seed, longest=SCORED_LENGTH)
     scored = Replay(model, pack(documents))
     harm = Harm(scored, measure, scoring=Scoring(), seed=seed)
-    kinds = [kind for kind in KINDS if counts[kind] or counts["layer"]]
-    places = [(layer, kind) for kind in kinds for layer in range(len(scored.layers))]
+    kinds: list[Kind] = [kind for kind in KINDS if counts[kind] or counts["layer"]]
+    places: list[Place] = [(layer, kind) for kind in kinds for layer in range(len(scored.layers))]
     if fits and fill.name != "zero":
-        fills = fit_alone(Replay(model, pack(calibration.sample(TRIED_TOKENS, seed))), places, fill)
+        tried = Replay(model, pack(calibration.sample(TRIED_TOKENS, seed)))
+        fills = fit_alone(tried, places, fill)
     else:
         fills = {place: {} for place in places}
     return Material(scored, harm, fills)

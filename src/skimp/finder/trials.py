@@ -32,8 +32,8 @@ class Part:
 
 def part_of(name: str, layer: int) -> Part:
     """The part called "attention", "ffn" or "layer" of a layer."""
-    kinds = KINDS if name == "layer" else tuple(kind for kind in KINDS if kind == name)
-    return Part(layer, kinds)
+    kinds: list[Kind] = [kind for kind in KINDS if name in ("layer", kind)]
+    return Part(layer, tuple(kinds))
 
 
 class Trials:

@@ -149,7 +149,7 @@ def _weight_dims(module: nn.Module) -> int:
 
 
 def _heads(block: nn.Module, family: Family, config: Any) -> dict[str, Any]:
-    attention = block.get_submodule(family.attention.modules[0])
+    attention: Any = block.get_submodule(family.attention.modules[0])
     heads = config.num_attention_heads
     head_dim = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
     head_dim = head_dim or getattr(config, "head_dim", None) or config.hidden_size // heads

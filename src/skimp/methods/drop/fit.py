@@ -28,7 +28,7 @@ def fit_alone(replay: Replay, places: Iterable[Place], fill: FillKind) -> dict[P
     for batch, hidden in enumerate(replay.entry):
         real = replay.batches[batch].real
         for index in range(len(replay.layers)):
-            kinds = [kind for layer, kind in moments if layer == index]
+            kinds: list[Kind] = [kind for layer, kind in moments if layer == index]
             traces, hidden = replay.watch(index, kinds, hidden, batch)
             for kind, trace in traces.items():
                 moments[index, kind].add(trace.input[real], trace.output[real])

@@ -93,7 +93,7 @@ def repairable(section: Drop, anatomy: Anatomy) -> dict[Place, str]:
     """
     if not section.repairs or not section.sublayers:
         return {}
-    order = [(layer.source, kind) for layer in anatomy.layers for kind in KINDS]
+    order: list[Place] = [(layer.source, kind) for layer in anatomy.layers for kind in KINDS]
     behind = order[order.index(section.sublayers[0]) + 1 :]
     found = {}
     for source, kind in behind:
