@@ -88,5 +88,8 @@ def test_sample_takes_from_every_kind_in_turn() -> None:
     taken = whole.sample(120, seed=0)
     assert sum(map(len, taken[:-1])) < 120 <= sum(map(len, taken))
     assert len(whole.sample(10**6, seed=0)) == 12
-    by_id = {id(document): kind for document, kind in zip(documents, kinds, strict=True)}
-    assert {by_id[id(document)] for document in taken[:3]} == {"a", "b", "c"}
+    kind_of = {
+        tuple(document.tolist()): kind for document, kind in zip(documents, kinds, strict=True)
+    }
+    assert {kind_of[tuple(document.tolist())] for document in taken[:3]} == {"a", "b", "c"}
+    assert max(map(len, whole.sample(60, seed=0, longest=9))) == 9

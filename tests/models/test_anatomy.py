@@ -56,7 +56,8 @@ def test_bytes_are_those_in_memory(name: str, dtype: torch.dtype) -> None:
 def test_roles(name: str) -> None:
     for layer in Anatomy.of(build(name)).layers:
         for part in (*layer.attention.parts, *layer.ffn.parts):
-            assert part.role == ("projection" if len(part.shape) > 1 else "norm"), part
+            norm = len(part.shape) == 1 or "norm" in part.path.rpartition(".")[2]
+            assert part.role == ("norm" if norm else "projection"), part
         assert all(part.role == "norm" for part in layer.shared)
 
 
@@ -121,21 +122,21 @@ def test_windows(name: str, windows: list[int | None]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "heads", "kv_heads", "head_dim"),
+    ("name", "heads", "kv_heads", "head_dim", "kv_elements"),
     [
-        ("llama", 4, 2, 8),
-        ("qwen3", 4, 2, 12),
-        ("gpt2", 4, 4, 8),
-        ("falcon-7b", 4, 1, 8),
-        ("falcon-alibi", 4, 4, 8),
-        ("falcon-40b", 4, 4, 8),  # cached after they are repeated
-        ("deepseek_v3", 4, 4, 10),  # keys of 12 and values of 8
+        ("llama", 4, 2, 8, 32),
+        ("qwen3", 4, 2, 12, 48),
+        ("gpt2", 4, 4, 8, 64),
+        ("falcon-7b", 4, 1, 8, 16),
+        ("falcon-alibi", 4, 4, 8, 64),
+        ("falcon-40b", 4, 4, 8, 64),  # cached after they are repeated
+        ("deepseek_v3", 4, 4, 10, 20),  # keys of 12 and values of 8 from a latent of 16 + 4
     ],
 )
-def test_heads(name: str, heads: int, kv_heads: int, head_dim: int) -> None:
+def test_heads(name: str, heads: int, kv_heads: int, head_dim: int, kv_elements: int) -> None:
     attention = Anatomy.of(build(name)).layers[1].attention
     assert (attention.heads, attention.kv_heads, attention.head_dim) == (heads, kv_heads, head_dim)
-    assert attention.kv_elements == 2 * kv_heads * head_dim
+    assert attention.kv_elements == kv_elements
 
 
 # --- mixtures of experts ------------------------------------------------------------------------

@@ -63,7 +63,8 @@ class Sublayer:
 
     @property
     def flops_per_token(self) -> float:
-        weights = sum(part.parameters for part in self.parts if len(part.shape) > 1)
+        products = [p for p in self.parts if p.role != "norm" and len(p.shape) > 1]
+        weights = sum(part.parameters for part in products)
         return 2 * weights * self.active_share
 
     @property

@@ -125,10 +125,11 @@ def _leaves(path: str, module: nn.Module, role: Any) -> Iterator[Part]:
     for name, leaf in module.named_modules():
         weights = list(leaf.parameters(recurse=False))
         if weights:
-            one_dim = all(weight.dim() == 1 for weight in weights) and role == "projection"
-            yield _part(
-                f"{path}.{name}" if name else path, "norm" if one_dim else role, leaf, False
-            )
+            # Norms on queries and keys may hold a weight for every head, but are no products.
+            flat = all(weight.dim() == 1 for weight in weights)
+            is_norm = flat or "norm" in type(leaf).__name__.lower()
+            own_role = "norm" if is_norm and role == "projection" else role
+            yield _part(f"{path}.{name}" if name else path, own_role, leaf, recurse=False)
 
 
 def _part(path: str, role: Any, module: nn.Module, recurse: bool = True) -> Part:
@@ -153,14 +154,17 @@ def _heads(block: nn.Module, family: Family, config: Any) -> dict[str, Any]:
     heads = config.num_attention_heads
     head_dim = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
     head_dim = head_dim or getattr(config, "head_dim", None) or config.hidden_size // heads
-    if hasattr(attention, "v_head_dim"):  # latent attention, whose keys are wider than its values
-        head_dim = (attention.qk_head_dim + attention.v_head_dim) // 2
     kv_heads = family.kv_heads or getattr(config, "num_key_value_heads", None) or heads
+    kv_elements = 2 * kv_heads * head_dim
+    if hasattr(attention, "kv_lora_rank"):
+        # Latent attention: keys are wider than values, and the cache holds what both are made from.
+        head_dim = (attention.qk_head_dim + attention.v_head_dim) // 2
+        kv_elements = attention.kv_lora_rank + attention.qk_rope_head_dim
     return {
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
-        "kv_elements": 2 * kv_heads * head_dim,
+        "kv_elements": kv_elements,
     }
 
 
