@@ -43,13 +43,21 @@ class Sample:
     listed: bool
     static_cache: bool = True
 
-    def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The model with random weights, in eval mode, on the CPU."""
+    def build(
+        self,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        attention: str | None = None,
+    ) -> nn.Module:
+        """The model with random weights, in eval mode, on the CPU.
+
+        `attention` is transformers' implementation of it (None: the family's default).
+        """
         config = self.config()
         config.dtype = dtype
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config).float()
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).float()
             _randomise(model)
         model.generation_config.eos_token_id = None  # or greedy decoding may stop early
         model.generation_config.pad_token_id = 0

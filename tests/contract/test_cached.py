@@ -79,10 +79,10 @@ def test_generated_plans(example: Drawn, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_every_attention_implementation(sample: Sample, implementation: str) -> None:
-    model = sample.build()
-    if not getattr(model, f"_supports_{implementation}", True):
-        pytest.skip(f"{sample.name} has no {implementation} attention")
-    model.set_attn_implementation(implementation)
+    try:
+        model = sample.build(attention=implementation)
+    except ValueError:
+        pytest.skip(f"transformers has no {implementation} attention for {sample.name}")
     anatomy = Anatomy.of(model)
     plan = skimp.Plan.empty(anatomy).with_section("drop", {"attention": [0], "layers": [1]})
     with skimp.apply(model, plan):

@@ -143,8 +143,7 @@ def assert_cache(model: nn.Module, anatomy: Anatomy) -> None:
 
 
 def test_flops_fall_by_the_dropped_branches(sample: Sample, case: Case) -> None:
-    model = sample.build()
-    model.set_attn_implementation("eager")  # so that every product is a counted operation
+    model = build_countable(sample)
     anatomy = Anatomy.of(model)
     dense, branches = count_flops(sample, model)
     for section in case.hard(anatomy.dense_layers).values():
@@ -163,28 +162,32 @@ def test_flops_fall_by_the_dropped_branches(sample: Sample, case: Case) -> None:
         assert counter.get_total_flops() == dense - share + fills * TOKENS
 
 
-# New-style Falcon runs fused attention whatever it is asked for, which torch does not count.
-UNCOUNTED_SCORES = {"falcon-40b", "falcon-11b"}
-
-
 def test_anatomy_flops_are_those_counted(sample: Sample) -> None:
-    model = sample.build()
-    model.set_attn_implementation("eager")
+    model = build_countable(sample)
     _, branches = count_flops(sample, model)
     for layer in Anatomy.of(model).layers:
         block = sample.blocks(model)[layer.source]
         for sublayer in (layer.attention, layer.ffn):
-            if sublayer.active_share < 1:
-                continue  # torch's counter does not see the grouped products of experts
             counted = branches[sublayer.kind, layer.source]
-            scores = 0 if sample.name in UNCOUNTED_SCORES else sublayer.score_flops * TOKENS**2
+            scores = sublayer.score_flops * TOKENS**2
             stated = sublayer.flops_per_token * TOKENS + scores
-            vectors = sum(weight.numel() for weight in block.parameters() if weight.dim() == 1)
+            vectors = sum(
+                weight.numel()
+                for name, weight in block.named_parameters()
+                if weight.dim() == 1 or name.endswith("bias")
+            )
             # Adding a bias is no product, yet is stated with the weights beside it.
             assert counted <= stated <= counted + 2 * vectors * TOKENS, (
                 sublayer.kind,
                 layer.source,
             )
+
+
+def build_countable(sample: Sample) -> nn.Module:
+    """A model whose every product is an operation that torch's counter knows."""
+    model = sample.build(attention="eager")
+    model.set_experts_implementation("eager")
+    return model
 
 
 def count_flops(sample: Sample, model: nn.Module) -> tuple[int, dict[tuple[str, int], int]]:
