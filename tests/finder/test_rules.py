@@ -40,7 +40,7 @@ def test_last_takes_the_last_and_keeps_what_it_must() -> None:
 
 
 def test_only_greedy_keeps_the_last_layers_unasked() -> None:
-    assert rules()["greedy"].keep_last(30) == 2
+    assert rules()["greedy"].keep_last(30) == 3
     assert rules()["greedy"].keep_last(4) == 0
     assert all(rule.keep_last(30) == 0 for name, rule in rules().items() if name != "greedy")
 

@@ -168,6 +168,15 @@ def test_the_same_task_twice_in_a_folder_is_refused(suite: Path) -> None:
     assert "'tiny_text' is defined twice" in _refused(str(suite))
 
 
+def test_one_name_from_two_places_is_refused(suite: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    tiny.write_suite(other)
+    message = _refused(f"{suite},{other}:tiny_text")
+    assert "'tiny_text'" in message and str(suite) in message and str(other) in message
+    assert len(load_tasks(f"{suite},{suite}/tiny_text.yaml")) == 3
+
+
 def test_data_that_cannot_be_fetched_is_one_sentence(suite: Path) -> None:
     path = tiny.write_task(
         suite, tiny.CHOICES, task="far", dataset_path="no/such", dataset_kwargs=None

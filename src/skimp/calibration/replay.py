@@ -33,7 +33,7 @@ class Batch:
         return int(self.real.sum())
 
 
-def pack(documents: Sequence[Tensor], *, tokens: int = 4096) -> list[Batch]:
+def pack(documents: Sequence[Tensor], *, tokens: int = 2048) -> list[Batch]:
     """Batches of similar length with at most `tokens` entries each; order by length."""
     batches: list[Batch] = []
     rows: list[Tensor] = []
@@ -226,6 +226,14 @@ class Replay:
         return traces, result
 
     @torch.no_grad()
+    def normalise(self, index: int, kind: Kind, state: Tensor) -> Tensor:
+        """What a branch reads [B, S, d] at the residual state [B, S, d]."""
+        row: Branch = getattr(self.family, kind)
+        for name in row.before:
+            state = self.layers[index].get_submodule(name)(state)
+        return state
+
+    @torch.no_grad()
     def branch(self, index: int, kind: Kind, state: Tensor, batch: int) -> BranchTrace:
         """Run one branch alone on the residual state [B, S, d], its norms included.
 
@@ -234,10 +242,7 @@ class Replay:
         """
         row: Branch = getattr(self.family, kind)
         layer = self.layers[index]
-        hidden = state
-        for name in row.before:
-            hidden = layer.get_submodule(name)(hidden)
-        entered = hidden
+        hidden = entered = self.normalise(index, kind, state)
         args, kwargs = self._arguments[index, kind, batch]
         for name in row.modules:
             hidden = layer.get_submodule(name)(hidden, *args, **kwargs)

@@ -40,7 +40,7 @@ class Sampling:
     new_tokens: int = 48
     longest: int = 64
     temperature: float = 1.0
-    batch: int = 32
+    batch: int = 128
 
 
 @dataclass(frozen=True)

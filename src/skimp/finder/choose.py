@@ -26,7 +26,7 @@ from skimp.progress import SILENT, Progress
 # on which fills are fitted for that. The plan's own fills are fitted on all of the text.
 SCORED_TOKENS = 3072
 SCORED_LENGTH = 112
-TRIED_TOKENS = 8192
+TRIED_TOKENS = 6144
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ positions hardly ask for it. Documents are averaged in the quadratic mean: a par
 text cannot do without is not to look cheap because the others can.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,33 +52,37 @@ class Harm:
         self.positions = choose_positions(replay, finals, scoring, seed)
         self._targets = _next_tokens(replay, self.positions)
         self._documents = _owners(replay, self.positions)
-        self._dense = self._log_probs(finals) if measure == "kl" else None
-        self.dense = 0.0 if measure == "kl" else self(finals)
+        self._wanted = self._probabilities(finals) if measure == "kl" else None
+        # No guess comes closer to the dense model's than that one's entropy.
+        self._least: Tensor | float = self._cross_entropies(finals) if measure == "kl" else 0.0
+        self.dense = self(finals)
 
     def __call__(self, finals: Sequence[Tensor]) -> float:
         """Harm of a model whose hidden states after the last layer are `finals`, a batch each."""
-        rows = _gather(finals, self.positions)
-        parts = []
-        for start in range(0, len(rows), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            log_probs = self._replay.logits(rows[part]).float().log_softmax(-1)
-            if self._dense is None:
-                parts.append(-log_probs.gather(1, self._targets[part, None])[:, 0])
-            else:
-                dense = self._dense[part]
-                parts.append((dense.exp() * (dense - log_probs)).sum(-1))
-        harms = torch.cat(parts)
-        if self._dense is None:
+        harms = self._cross_entropies(finals) - self._least
+        if self._wanted is None:
             return float(harms.mean())
         return float(_means(harms, self._documents).square().mean().sqrt())
 
-    def _log_probs(self, finals: Sequence[Tensor]) -> Tensor:
-        rows = _gather(finals, self.positions)
-        parts = [
-            self._replay.logits(rows[start : start + _CHUNK]).float().log_softmax(-1)
-            for start in range(0, len(rows), _CHUNK)
-        ]
+    def _cross_entropies(self, finals: Sequence[Tensor]) -> Tensor:
+        """Nats at each scored position [n], of the dense model's guess or of the text itself."""
+        parts = []
+        for part, logits in self._logits(finals):
+            if self._wanted is None:
+                expected = logits.gather(1, self._targets[part, None])[:, 0]
+            else:
+                expected = torch.linalg.vecdot(self._wanted[part], logits)
+            parts.append(logits.logsumexp(-1) - expected)
         return torch.cat(parts)
+
+    def _probabilities(self, finals: Sequence[Tensor]) -> Tensor:
+        return torch.cat([logits.softmax(-1) for _, logits in self._logits(finals)])
+
+    def _logits(self, finals: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+        rows = _gather(finals, self.positions)
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            yield part, self._replay.logits(rows[part]).float()
 
 
 def choose_positions(

@@ -1,6 +1,6 @@
 """Try what leaving a part out would cost, reusing every activation before the change."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -50,19 +50,32 @@ class Trials:
         self._harm = harm
         self._fills = fills
         self._gone = Surgery()
-        self._states = [[entry] for entry in replay.entry]
-        self._extend()
+        self._states: list[list[Tensor]] = [[entry] for entry in replay.entry]
+        self._follow(self._run(0))
+        self._latest: tuple[Part, list[list[Tensor]]] | None = None
 
     def harm_without(self, part: Part) -> float:
         """Harm if `part` too were left out."""
-        return self._on_trial(part, lambda: self._harm(self._finish(part.layer)))
+        surgery = Surgery()
+        try:
+            self._put(part, surgery)
+            states = self._run(part.layer)
+        finally:
+            surgery.undo()
+        self._latest = (part, states)
+        return self._harm([each[-1] for each in states])
 
     def leave_out(self, part: Part) -> None:
         """Leave `part` out for good."""
         self._put(part, self._gone)
-        for states in self._states:
-            del states[part.layer + 1 :]
-        self._extend()
+        if self._latest is not None and self._latest[0] == part:
+            states = self._latest[1]
+        else:
+            states = self._run(part.layer)
+        self._latest = None
+        for kept in self._states:
+            del kept[part.layer + 1 :]
+        self._follow(states)
 
     def __enter__(self) -> Self:
         return self
@@ -75,26 +88,21 @@ class Trials:
     ) -> None:
         self._gone.undo()
 
-    def _on_trial(self, part: Part, measure: Callable[[], float]) -> float:
-        surgery = Surgery()
-        try:
-            self._put(part, surgery)
-            return measure()
-        finally:
-            surgery.undo()
-
     def _put(self, part: Part, surgery: Surgery) -> None:
         for place in part.places:
             put(self._replay, place, self._fills[place], surgery)
 
-    def _finish(self, layer: int) -> list[Tensor]:
-        return [
-            self._replay.run(states[layer], batch, start=layer)
-            for batch, states in enumerate(self._states)
-        ]
+    def _run(self, start: int) -> list[list[Tensor]]:
+        """Hidden states behind each layer from `start` on, for every batch."""
+        found = []
+        for batch, kept in enumerate(self._states):
+            hidden, after = kept[start], []
+            for index in range(start, len(self._replay.layers)):
+                hidden = self._replay.layer(index, hidden, batch)
+                after.append(hidden)
+            found.append(after)
+        return found
 
-    def _extend(self) -> None:
-        """Bring the kept hidden states up to the last layer."""
-        for batch, states in enumerate(self._states):
-            for index in range(len(states) - 1, len(self._replay.layers) - 1):
-                states.append(self._replay.layer(index, states[index], batch))
+    def _follow(self, states: list[list[Tensor]]) -> None:
+        for kept, after in zip(self._states, states, strict=True):
+            kept += after

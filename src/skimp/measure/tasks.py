@@ -36,10 +36,14 @@ def load_tasks(specs: str | Sequence[str], seed: int = 0) -> dict[str, Any]:
     places = {part: place for part in parts if (place := _place(part)) is not None}
     folders = {place: read_place(place) for place in dict.fromkeys(places.values())}
     found: dict[str, Any] = {}
+    origins: dict[str, Path | None] = {}
     for part in parts:
-        for config in _meant(part, places.get(part), list(folders.values()), folders):
+        place = places.get(part) or _holder(part, folders)
+        for config in _meant(part, place, folders):
             for name, task in _build(config, folders, seed).items():
                 found.setdefault(name, task)
+                if _apart(origins.setdefault(name, place), place):
+                    raise _ambiguous(name, origins[name], place)
     return found
 
 
@@ -73,12 +77,14 @@ def _place(part: str) -> Path | None:
     return None
 
 
-def _meant(
-    part: str, place: Path | None, local: list[Folder], folders: Mapping[Path, Folder]
-) -> list[str | Config]:
+def _holder(part: str, folders: Mapping[Path, Folder]) -> Path | None:
+    """The first of the folders in use that has a task called `part`."""
+    return next((place for place, folder in folders.items() if part in folder.names), None)
+
+
+def _meant(part: str, place: Path | None, folders: Mapping[Path, Folder]) -> list[str | Config]:
     if place is None:
-        holder = next((folder for folder in local if part in folder.names), None)
-        return list(holder.members(part)) if holder else [part]
+        return [part]
     folder = folders[place]
     if Path(part).expanduser() == place:
         return list(folder.tasks.values()) or [m for g in folder.groups for m in folder.members(g)]
@@ -86,6 +92,21 @@ def _meant(
     if name not in folder.names:
         raise EvaluationError(f"tasks: {place} has no task {name!r}{_near(name, folder.names)}.")
     return list(folder.members(name))
+
+
+def _apart(one: Path | None, other: Path | None) -> bool:
+    """Whether two places are neither the same nor one inside the other."""
+    if one is None or other is None:
+        return one is not other
+    one, other = one.resolve(), other.resolve()
+    return not (one.is_relative_to(other) or other.is_relative_to(one))
+
+
+def _ambiguous(name: str, one: Path | None, other: Path | None) -> EvaluationError:
+    places = " and ".join("the harness" if place is None else str(place) for place in (one, other))
+    return EvaluationError(
+        f"tasks: {places} both have a task {name!r}, and results go by name; score them apart."
+    )
 
 
 def _near(name: str, names: Sequence[str]) -> str:

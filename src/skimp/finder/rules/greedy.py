@@ -16,7 +16,7 @@ from skimp.finder.rules import Problem, Ruling, rule
 from skimp.finder.trials import Part, Trials
 
 
-@rule("greedy", keeps_one_in=15)
+@rule("greedy", keeps_one_in=10)
 def greedy(problem: Problem) -> Ruling:
     """Best next part given those already left out; harm is measured with the fills in place."""
     text = problem.text

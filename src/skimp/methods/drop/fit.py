@@ -47,13 +47,19 @@ def fit_in_order(
     """
     fitted: dict[Place, Values] = {}
     surgery = Surgery()
-    dense, planned = list(replay.entry), list(replay.entry)
+    dense = planned = list(replay.entry)
     gone = section.sublayers
-    end = len(replay.layers) if section.repairs else gone[-1][0] + 1
+    first, last = gone[0][0], gone[-1][0]
+    end = len(replay.layers) if section.repairs else last + 1
     apart = replay.additive(0, replay.entry[0], 0)
     try:
         with progress.task(f"fitting {section.fill} in order", end) as step:
             for index in range(end):
+                if index < first:
+                    # Before the first drop the planned states are the dense ones.
+                    dense = planned = [replay.layer(index, s, b) for b, s in enumerate(dense)]
+                    step()
+                    continue
                 seen = [replay.watch(index, KINDS, s, b) for b, s in enumerate(dense)]
                 walk = Walk(replay, index, planned, seen, apart)
                 for kind in KINDS:

@@ -42,9 +42,15 @@ class Walk:
         """Normalised inputs, and what would have to be added in the branch's place."""
         moments = Moments()
         for batch in range(len(self._states)):
-            trace, lacking = self._trace(kind, batch)
             real = self._replay.batches[batch].real
-            moments.add(trace.input[real], (trace.output + lacking)[real])
+            if self._apart:
+                state = self._states[batch]
+                entered = self._replay.normalise(self._index, kind, state)
+                wanted = _behind(self._seen[batch][0][kind]) - state
+            else:
+                trace, lacking = self._trace(kind, batch)
+                entered, wanted = trace.input, trace.output + lacking
+            moments.add(entered[real], wanted[real])
         return moments
 
     def repair_moments(self, kind: Kind, path: str) -> Moments:
@@ -103,4 +109,9 @@ class Walk:
             if self._replay.family.parallel and kind == KINDS[-1]:
                 # Both branches met one state: what the first made good is not added twice.
                 return trace, dense_after - after
-        return trace, (goal.state + goal.output) - (trace.state + trace.output)
+        return trace, _behind(goal) - _behind(trace)
+
+
+def _behind(trace: BranchTrace) -> Tensor:
+    """The residual stream behind a branch."""
+    return trace.state + trace.output
