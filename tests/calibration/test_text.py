@@ -93,3 +93,8 @@ def test_sample_takes_from_every_kind_in_turn() -> None:
     }
     assert {kind_of[tuple(document.tolist())] for document in taken[:3]} == {"a", "b", "c"}
     assert max(map(len, whole.sample(60, seed=0, longest=9))) == 9
+    texts = [
+        {tuple(document.tolist()) for document in whole.sample(60, seed=0, skip=skip)}
+        for skip in (0, 6)
+    ]
+    assert texts[0] and texts[1] and not texts[0] & texts[1]

@@ -113,6 +113,22 @@ def test_trials_see_joint_harm() -> None:
         assert forward > 0
 
 
+def test_what_was_tried_last_does_not_matter() -> None:
+    model = families.build("llama")
+    replay = Replay(model, pack(tiny.documents()))
+    harm = Harm(replay, "kl", scoring=SCORING)
+    fills = {place: {} for layer in range(LAYERS) for place in part_of("layer", layer).places}
+    attention = [part_of("attention", layer) for layer in range(LAYERS)]
+    found = set()
+    for tried in ([], [attention[1]], [attention[1], attention[2]], [attention[2], attention[1]]):
+        with Trials(replay, harm, fills) as trials:
+            for part in tried:
+                trials.harm_without(part)
+            trials.leave_out(attention[1])
+            found.add((trials.harm_without(attention[0]), trials.harm_without(attention[3])))
+    assert len(found) == 1
+
+
 def test_trials_restore_the_model() -> None:
     model = families.build("gemma2")
     replay = Replay(model, pack(tiny.documents()))
@@ -156,6 +172,32 @@ def test_whole_layers_and_sublayers_together() -> None:
 def test_bad_requests_name_the_field(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(SkimpError, match=says):
         choose(families.build("llama"), None, **settings)
+
+
+def test_fills_on_trial_are_not_fitted_on_what_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    from skimp.finder import choose as module
+
+    monkeypatch.setattr(module, "SCORED_TOKENS", 300)
+    seen: dict[str, set[tuple[int, ...]]] = {}
+
+    def rows(replay: Replay) -> set[tuple[int, ...]]:
+        pairs = [pair for b in replay.batches for pair in zip(b.ids, b.real, strict=True)]
+        return {tuple(ids[real].tolist()) for ids, real in pairs}
+
+    def watched(replay: Replay, *args: Any) -> Any:
+        seen["fitted"] = rows(replay)
+        return fit_alone(replay, *args)
+
+    def scored(replay: Replay, *args: Any, **kwargs: Any) -> Harm:
+        seen["scored"] = rows(replay)
+        return Harm(replay, *args, **kwargs)
+
+    fit_alone = module.fit_alone
+    monkeypatch.setattr(module, "fit_alone", watched)
+    monkeypatch.setattr(module, "Harm", scored)
+    calibration = tiny.calibration(count=80)
+    choose(families.build("llama"), None, drop_attention=1, fill="mean", calibration=calibration)
+    assert seen["fitted"] and seen["scored"] and not seen["fitted"] & seen["scored"]
 
 
 def test_fills_lower_the_harm_on_their_own_text() -> None:

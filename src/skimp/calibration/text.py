@@ -56,8 +56,13 @@ class Calibration:
     def tokens(self) -> int:
         return sum(len(document) for document in self.documents)
 
-    def sample(self, tokens: int, seed: int, *, longest: int | None = None) -> list[Tensor]:
-        """About `tokens` tokens: documents, or their first `longest`, of every kind in turn."""
+    def sample(
+        self, tokens: int, seed: int, *, longest: int | None = None, skip: int = 0
+    ) -> list[Tensor]:
+        """About `tokens` tokens: documents, or their first `longest`, of every kind in turn.
+
+        The order depends on the seed alone; `skip` leaves out the first so many of it.
+        """
         shelves: dict[str, list[Tensor]] = {}
         for kind, document in zip(self.kinds, self.documents, strict=True):
             shelves.setdefault(kind, []).append(document)
@@ -67,10 +72,10 @@ class Calibration:
         taken: list[Tensor] = []
         while any(shelves.values()):
             for shelf in filter(None, shelves.values()):
-                if sum(map(len, taken)) >= tokens:
-                    return taken
+                if sum(map(len, taken[skip:])) >= tokens:
+                    return taken[skip:]
                 taken.append(shelf.pop()[:longest])
-        return taken
+        return taken[skip:]
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -86,7 +86,7 @@ def plan(
             "--keep-last",
             metavar="N",
             min=0,
-            help="Last layers not to touch. Default: greedy keeps one in 15, other rules none.",
+            help="Last layers not to touch. Default: greedy keeps one in 10, other rules none.",
             rich_help_panel=_RULE,
         ),
     ] = None,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from skimp.calibration.replay import Replay, pack
-from skimp.calibration.text import Calibration, calibrate
+from skimp.calibration.text import LEAST_TOKENS, Calibration, calibrate
 from skimp.errors import PlanError, SkimpError
 from skimp.finder.harm import Harm, Measure, Scoring
 from skimp.finder.rules import Material, Problem, Rule, Ruling, rules
@@ -26,7 +26,7 @@ from skimp.progress import SILENT, Progress
 # on which fills are fitted for that. The plan's own fills are fitted on all of the text.
 SCORED_TOKENS = 3072
 SCORED_LENGTH = 112
-TRIED_TOKENS = 6144
+TRIED_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,11 @@ def _material(
     kinds: list[Kind] = [kind for kind in KINDS if counts[kind] or counts["layer"]]
     places: list[Place] = [(layer, kind) for kind in kinds for layer in range(len(scored.layers))]
     if fits and fill.name != "zero":
-        tried = Replay(model, pack(calibration.sample(TRIED_TOKENS, seed)))
-        fills = fit_alone(tried, places, fill)
+        # Fitted on the text that is scored, fills would look better than they are, some more so.
+        others = calibration.sample(TRIED_TOKENS, seed, skip=len(documents))
+        if sum(map(len, others)) < LEAST_TOKENS:
+            others = list(calibration.documents)
+        fills = fit_alone(Replay(model, pack(others)), places, fill)
     else:
         fills = {place: {} for place in places}
     return Material(scored, harm, fills)
