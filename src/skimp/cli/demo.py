@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MODEL, DROP, FILL = "demo", 10, "linear:16"
 BUDGET = 240  # s, on two cores
-TEXT, QUICK_TEXT = 12_000, 4_000  # tokens of calibration text
+TEXT, QUICK_TEXT = 8_000, 4_000  # tokens of calibration text
 PROMPTS = (
     "Why is the sky blue? Answer in one sentence.",
     "Write two sentences about a lighthouse keeper who finds a letter.",
