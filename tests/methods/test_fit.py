@@ -132,3 +132,12 @@ def test_repair_brings_the_residual_stream_back(name: str) -> None:
         gaps = [(d - p)[r] for d, p, r in zip(dense, finals, real, strict=True)]
         errors[rank] = float(torch.cat(gaps).square().mean())
     assert errors["full"] < errors[8] < errors["none"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_moments_of_large_activations_do_not_overflow(dtype: torch.dtype) -> None:
+    x = torch.full((200, 4), 300.0, dtype=dtype)
+    moments = moments_of(x, x)
+    for found in (moments.xx, moments.xy):
+        expected = torch.full((4, 4), 200 * 300.0**2, dtype=torch.float64)
+        torch.testing.assert_close(found, expected, rtol=2**-8, atol=0.0)
