@@ -4,7 +4,7 @@
 #   PYTHON=python3.12           the interpreter .venv is made with (3.11 or newer)
 #   JOBS=4                      test processes
 #   PYTEST_ARGS="-m 'not slow'" more arguments for pytest
-#   BENCH=bench/decode.py       one bench script instead of all
+#   BENCH=bench/peers.py        one bench script instead of all
 #   DEMO_ARGS="--help"          arguments for `skimp demo`
 
 PYTHON ?=

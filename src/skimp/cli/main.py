@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 import skimp
-from skimp.cli import apply, bench, demo, eval, generate, inspect, plan, report
+from skimp.cli import apply, bench, demo, eval, generate, inspect, machine, plan, report
 from skimp.cli.common import COMMAND
 from skimp.errors import SkimpError
 
@@ -144,6 +144,7 @@ app.command("apply", no_args_is_help=True)(apply.apply)
 app.command("eval", no_args_is_help=True)(eval.evaluate)
 app.command("bench", no_args_is_help=True)(bench.bench)
 app.command("generate", no_args_is_help=True)(generate.generate)
+app.command("machine")(machine.machine)
 app.command("report")(report.report)
 app.command("demo")(demo.demo)
 

@@ -2,32 +2,47 @@
 
 A rate is the best of several tries of several plain ways, because anything else running on the
 machine can only slow a try down. So it is a floor of what the machine can do, and a share of it
-that comes out above 1 says that the yardstick was taken on a busy machine.
+that comes out above 1 says that the yardstick was taken on a busy machine. A profile that shows
+signs of that is measured again whenever it is asked for, until it is steady.
 """
 
 import json
-import os
 import platform
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib import metadata
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 
-_READ_BYTES = 512 << 20
-_BUDGET = {"bandwidth": 1.0, "matmul": 0.4, "launch": 0.1}  # s
+from skimp.measure import probes, rates
+from skimp.measure.probes import synchronize
+from skimp.measure.rates import Rate, Rates
+from skimp.models.cache import root
+from skimp.progress import SILENT, Progress
+
+__all__ = ["Machine", "identity", "profile", "synchronize"]
+
+_TRIES, _TRIES_AGAIN = 3, 2
+_RATES = ("bandwidth", "matmul", "launch")
+_STEADY = 0.1  # how far the try that confirms a rate may stay behind it, as a share
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`bandwidth`: bytes/s read, `matmul`: FLOP/s at `dtype`, `launch`: s for the least op."""
+    """`bandwidth`: bytes/s read, `matmul`: FLOP/s at `dtype`, `launch`: s for the least op.
+
+    `products`: (rows, FLOP/s) of products with so many rows and weights that no cache holds.
+    `spread`: for each of the three rates, how much better the best try was, as a share, than the
+    next best one on a machine left alone, or None if there was none. `busy`: share of all cores
+    that other programs took in the quietest measurement. `kernels`: instruction set of the native
+    kernels that took part, or None. `measured`: when last, UTC.
+    """
 
     device: str
     cpu: str
@@ -39,9 +54,24 @@ class Machine:
     bandwidth: float
     matmul: float
     launch: float
+    products: tuple[tuple[int, float], ...] = ()
+    spread: Mapping[str, float | None] = field(default_factory=dict)
+    busy: float = 0.0
+    kernels: str | None = None
+    measured: str = ""
+
+    @property
+    def steady(self) -> bool:
+        """Whether every rate was confirmed while the machine was left alone."""
+        gaps = [self.spread.get(name) for name in _RATES]
+        return all(gap is not None and gap <= _STEADY for gap in gaps)
+
+    def matmul_at(self, rows: float) -> float:
+        """FLOP/s of a product with `rows` rows (the tokens of a pass), weights read from memory."""
+        return rates.rate_at(self.products, rows) if self.products else self.matmul
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "steady": self.steady}
 
 
 def identity() -> dict[str, Any]:
@@ -67,31 +97,30 @@ def profile(
     threads: int | None = None,
     *,
     fresh: bool = False,
+    progress: Progress = SILENT,
 ) -> Machine:
-    """Measure the machine in about two seconds, or read what was measured before.
+    """Measure the machine in a few seconds, or read what was measured before.
 
-    Kept in `machine.json` in $SKIMP_CACHE (else ~/.cache/skimp) by device, threads, dtype and torch
-    version. `fresh` measures again and keeps the better rates. `threads` None: torch's current
-    number, which is restored afterwards.
+    Kept in `machine.json` in the cache folder by device, threads, dtype, torch version and native
+    kernels. What is not steady yet is measured again, more briefly. `fresh` measures again in any
+    case. Either keeps the better rates. `threads` None: torch's current number, which is restored
+    afterwards.
     """
     device = torch.device(device)
     threads = threads or torch.get_num_threads()
     name = str(dtype).removeprefix("torch.")
     shown = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    key = " | ".join((shown, _cpu_model(), f"{threads} threads", name, torch.__version__))
+    isa = probes.native_state()["isa"] if device.type == "cpu" else None
+    words = (shown, _cpu_model(), f"{threads} threads", name, torch.__version__, isa or "torch")
+    key = " | ".join(words)
     known = _read().get(key)
-    if known is not None and not fresh:
+    if known is not None and known.steady and not fresh:
         return known
-    with _threads(threads), torch.inference_mode():
-        rates = {
-            "bandwidth": _bandwidth(device),
-            "matmul": _matmul(device, dtype),
-            "launch": _launch(device),
-        }
+    tries = _TRIES if known is None or fresh else _TRIES_AGAIN
+    with progress.task(f"measuring the machine, {name}, {threads} threads", tries) as step:
+        found = probes.measure(device, dtype, threads, tries=tries, step=step)
     if known is not None:
-        rates["bandwidth"] = max(rates["bandwidth"], known.bandwidth)
-        rates["matmul"] = max(rates["matmul"], known.matmul)
-        rates["launch"] = min(rates["launch"], known.launch)
+        found = found.joined(_rates_of(known))
     machine = Machine(
         device=shown,
         cpu=_cpu_model(),
@@ -100,83 +129,28 @@ def profile(
         memory=psutil.virtual_memory().total,
         torch=torch.__version__,
         dtype=name,
-        **rates,
+        bandwidth=found.read.best,
+        matmul=found.matmul.best,
+        launch=1 / found.launch.best,
+        products=tuple(sorted(found.products.items())),
+        spread=dict(zip(_RATES, (found.read.gap, found.matmul.gap, found.launch.gap), strict=True)),
+        busy=found.busy,
+        kernels=isa,
+        measured=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     _write({**_read(), key: machine})
     return machine
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; nothing to wait for on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type != "cpu":
-        torch.accelerator.synchronize()
-
-
-def _bandwidth(device: torch.device) -> float:
-    """Bytes/s that reductions read from a buffer far larger than the processor's caches.
-
-    No single kernel is fastest everywhere: a float sum waits for its additions on one machine, an
-    integer maximum is not vectorised on the next. A copy moves every byte twice, in and out.
-    """
-    size = _READ_BYTES if device.type == "cpu" else 4 * _READ_BYTES
-    if device.type == "cpu":
-        size = min(size, psutil.virtual_memory().available // 4)
-    words = torch.ones(size // 4, device=device)
-    longs, rows = words.view(torch.int64), words.view(-1, 1 << 16)
-    half = len(words) // 2
-    ways: list[Callable[[], Any]] = [
-        words.sum,
-        lambda: rows.amax(1),
-        longs.max,
-        lambda: words[:half].copy_(words[half:]),
-    ]
-    return words.nbytes / _best(ways, device, _BUDGET["bandwidth"])
-
-
-def _matmul(device: torch.device, dtype: torch.dtype) -> float:
-    side = 1024 if device.type == "cpu" else 8192
-    left, right = (torch.ones(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / _best([lambda: left @ right], device, _BUDGET["matmul"])
-
-
-def _launch(device: torch.device) -> float:
-    """Seconds that one operation on one number takes, in a row of them."""
-    number = torch.ones((), device=device)
-    count = 200
-
-    def row() -> Tensor:
-        for _ in range(count):
-            number.neg()
-        return number
-
-    return _best([row], device, _BUDGET["launch"]) / count
-
-
-def _best(ways: list[Callable[[], Any]], device: torch.device, budget: float) -> float:
-    """The least time of any way; all are tried in turn until the budget (s) is spent."""
-    for way in ways:
-        way()
-    synchronize(device)
-    best, end = float("inf"), time.perf_counter() + budget
-    while best == float("inf") or time.perf_counter() < end:
-        for way in ways:
-            start = time.perf_counter()
-            way()
-            synchronize(device)
-            best = min(best, time.perf_counter() - start)
-    return best
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _rates_of(machine: Machine) -> Rates:
+    """What `machine` was made from."""
+    best = {"bandwidth": machine.bandwidth, "matmul": machine.matmul, "launch": 1 / machine.launch}
+    gaps = {name: machine.spread[name] for name in best}
+    read, matmul, launch = (
+        Rate(rate, 0.0 if (gap := gaps[name]) is None else rate / (1 + gap))
+        for name, rate in best.items()
+    )
+    return Rates(read, matmul, launch, dict(machine.products), machine.busy)
 
 
 def _cpu_model() -> str:
@@ -189,23 +163,32 @@ def _cpu_model() -> str:
 
 
 def _file() -> Path:
-    folder = os.environ.get("SKIMP_CACHE")
-    return (Path(folder) if folder else Path.home() / ".cache" / "skimp") / "machine.json"
+    return root() / "machine.json"
 
 
 def _read() -> dict[str, Machine]:
-    """What was measured before; a missing or damaged file only means measuring again."""
+    """What was measured before; what is missing or damaged is only measured again."""
     try:
-        known = json.loads(_file().read_text())
-        machines = {key: Machine(**values) for key, values in known.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        entries = json.loads(_file().read_text()).items()
+    except (OSError, ValueError, AttributeError):
         return {}
-    return {key: machine for key, machine in machines.items() if _sane(machine)}
+    known = {key: _restored(values) for key, values in entries}
+    return {key: machine for key, machine in known.items() if machine is not None}
 
 
-def _sane(machine: Machine) -> bool:
-    rates = (machine.bandwidth, machine.matmul, machine.launch)
-    return all(isinstance(rate, float) and 0 < rate < float("inf") for rate in rates)
+def _restored(values: Any) -> Machine | None:
+    """A machine from its entry in the file, or None if that makes no sense."""
+    try:
+        products = tuple((int(rows), float(rate)) for rows, rate in values["products"])
+        machine = Machine(**{**values, "products": products})
+        gaps = [machine.spread[name] for name in _RATES]
+        shares = (machine.busy, *(gap for gap in gaps if gap is not None))
+        speeds = (machine.bandwidth, machine.matmul, machine.launch, *dict(products).values())
+        sane = all(isfinite(speed) and speed > 0 for speed in speeds)
+        whole = products and all(isfinite(share) and share >= 0 for share in shares)
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
+    return machine if sane and whole else None
 
 
 def _write(known: dict[str, Machine]) -> None:
@@ -218,4 +201,4 @@ def _write(known: dict[str, Machine]) -> None:
             file.write(text)
         Path(file.name).replace(path)
     except OSError:
-        pass  # a read-only home costs two seconds a run, not the run
+        pass  # a read-only home costs a few seconds a run, not the run
