@@ -1,0 +1,1 @@
+"""How several engines take turns on one machine, and what is made of their times."""
