@@ -27,3 +27,7 @@ class EvaluationError(SkimpError):
 
 class WorkloadError(SkimpError):
     """A workload cannot be parsed or does not fit the model or the memory."""
+
+
+class RequestError(SkimpError):
+    """A request to the engine cannot be served; the message names what would fit."""

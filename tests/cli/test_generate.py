@@ -4,41 +4,32 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tests.cli.conftest import Skimp, complaint, make_tokenizer, read
-
-from skimp.cli.streaming import Pieces, Sampling, Timing, generate
 
 TOKENIZER = make_tokenizer()
 
 
-@given(st.text(max_size=40))
-def test_pieces_join_to_the_whole_text(text: str) -> None:
-    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
-    pieces = Pieces(TOKENIZER)
-    joined = "".join([*(pieces.add(token) for token in ids), pieces.rest()])
-    assert joined == TOKENIZER.decode(ids, skip_special_tokens=True)
-
-
-def test_a_character_of_many_tokens_is_never_torn() -> None:
-    ids = TOKENIZER("a🌊b", add_special_tokens=False)["input_ids"]
-    pieces = Pieces(TOKENIZER)
-    assert all("\ufffd" not in pieces.add(token) for token in ids)
-
-
-def test_greedy_equals_the_model_s_own(folder: Path) -> None:
+def test_greedy_equals_the_model_s_own(skimp: Skimp, folder: Path) -> None:
     from skimp.models.load import load
 
     loaded = load(str(folder), dtype="float32")
     ids = TOKENIZER("The river runs")["input_ids"]
-    timing = Timing()
-    own = list(generate(loaded.model, ids, new=12, sampling=Sampling(), timing=timing))
+    own = skimp(
+        "generate", folder, "The river runs", "--max-new-tokens", "12", "--dtype", "float32"
+    ).stdout
     reference = loaded.model.generate(
         torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=0
     )[0, len(ids) :].tolist()
-    assert own == [token for token in reference if token != 0]
-    assert len(timing.steps) in (len(own) - 1, len(own))
+    assert own == TOKENIZER.decode(reference, skip_special_tokens=True) + "\n"
+
+
+def test_a_stop_string_ends_the_text(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    words = ("--max-new-tokens", "20", "--json", "g.json")
+    whole = skimp("generate", folder, "The river", *words).stdout.removesuffix("\n")
+    stop = whole[5:7]
+    cut = skimp("generate", folder, "The river", *words, "--stop", stop).stdout.removesuffix("\n")
+    assert cut == whole[: whole.index(stop)]
+    assert read(tmp_path / "g.json")["stopped"] == "stop"
 
 
 @pytest.mark.parametrize("words", [[], ["--temperature", "1.5", "--top-p", "0.9", "--top-k", "40"]])
@@ -81,6 +72,10 @@ def test_the_context_may_run_full(skimp: Skimp, folder: Path, tmp_path: Path) ->
         ([" \n"], "PROMPT"),
         (["a", "--top-p", "0.5"], "--temperature"),
         (["a", "--temperature", "1", "--top-p", "1.5"], "--top-p"),
+        (["a", "--min-p", "0.5"], "--temperature"),
+        (["a", "--temperature", "1", "--min-p", "-1"], "--min-p"),
+        (["a", "--repetition-penalty", "0"], "--repetition-penalty"),
+        (["a", "--stop", ""], "stop"),
         (["a", "--temperature", "nan"], "--temperature"),
         (["a", "--temperature", "-1"], "--temperature"),
         (["a", "--max-new-tokens", "0"], "--max-new-tokens"),

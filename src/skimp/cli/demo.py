@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -238,13 +238,10 @@ def _bench(run: Run, loaded: Loaded, plan: Plan, out: Path, effort: Effort) -> d
 def _samples(
     run: Run, loaded: Loaded, plan: Plan, out: Path, effort: Effort
 ) -> list[dict[str, str]]:
-    from skimp.methods.apply import apply
-
     sides: dict[str, list[str]] = {}
-    for name, switch in (("dense", nullcontext), ("planned", lambda: apply(loaded.model, plan))):
-        with switch():
-            label = f"writing, {name}"
-            sides[name] = _continuations(run, loaded, label, PROMPTS, effort.new_tokens)
+    for name, carried in (("dense", None), ("planned", plan)):
+        label = f"writing, {name}"
+        sides[name] = _continuations(run, loaded, carried, label, effort.new_tokens)
     rows = zip(PROMPTS, sides["dense"], sides["planned"], strict=True)
     found = [{"prompt": p, "dense": dense, "planned": planned} for p, dense, planned in rows]
     _save(out / "samples.json", {"samples": found})
@@ -256,24 +253,16 @@ def _samples(
     return found
 
 
-def _continuations(
-    run: Run, loaded: Loaded, label: str, prompts: Sequence[str], new: int
-) -> list[str]:
-    from skimp.cli import streaming
+def _continuations(run: Run, loaded: Loaded, plan: Plan | None, label: str, new: int) -> list[str]:
+    from skimp.cli.prompts import encode
+    from skimp.engine import Engine
 
-    tokenizer: Any = loaded.tokenizer
-    found = []
-    with run.progress.task(label, len(prompts)) as step:
-        for prompt in prompts:
-            ids = streaming.encode(tokenizer, prompt, chat=None)
-            tokens = streaming.generate(
-                loaded.model,
-                ids,
-                new=new,
-                sampling=streaming.Sampling(),
-                timing=streaming.Timing(),
-            )
-            found.append(tokenizer.decode(list(tokens), skip_special_tokens=True))
+    engine, found = Engine(loaded.model, plan), []
+    with run.progress.task(label, len(PROMPTS)) as step:
+        for prompt in PROMPTS:
+            ids = encode(loaded.tokenizer, prompt, chat=None)
+            (answer,) = engine.generate([ids], new, tokenizer=loaded.tokenizer)
+            found.append(answer.text or "")
             step()
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +14,7 @@ from skimp.cli.figures import seconds, significant
 from skimp.errors import SkimpError
 
 if TYPE_CHECKING:
-    from skimp.cli.streaming import Sampling, Timing
+    from skimp.engine import Engine, Request, Sampling, Timing
 
 
 def generate(
@@ -41,6 +40,18 @@ def generate(
         int | None,
         typer.Option("--top-k", metavar="N", min=1, help="Draw from this many likeliest tokens."),
     ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min-p", help="Draw from tokens at least this share as likely as the best."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float,
+        typer.Option("--repetition-penalty", help="Above 1 disfavours tokens that came before."),
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT", help="End before this text; may be repeated."),
+    ] = None,
     chat: Annotated[
         bool | None,
         typer.Option(
@@ -62,82 +73,106 @@ def generate(
 
     skimp generate demo "Why is the sky blue?"
     skimp generate demo "Why is the sky blue?" --plan plan.yaml --max-new-tokens 64
+    skimp generate demo "Name three rivers." --stop "4." --temperature 0.7 --min-p 0.05
     cat article.txt | skimp generate demo - --no-chat --temperature 0.7 --top-p 0.9
     """
     del debug
+    from skimp.cli.prompts import encode
+    from skimp.engine import Engine, Request
+    from skimp.models.anatomy import Anatomy
+
     run = Run.start(
         ctx, json_file=json_file, seed=seed, device=device, dtype=dtype, threads=threads
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise SkimpError("PROMPT: it is empty; give some text to continue.")
-    sampling = _sampling(temperature, top_p, top_k, seed)
+    sampling = _sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     chosen = read_plan(plan) if plan is not None else None
     loaded = run.load(model)
     require_tokenizer(loaded, "`skimp generate`")
     if chosen is not None:
         require_dense(loaded, "generate --plan")
-    run.finish(_answer(run, loaded, chosen, text, chat, max_new_tokens, sampling))
+    ids = encode(loaded.tokenizer, text, chat=chat)
+    engine = Engine(loaded.model, chosen)
+    request = Request(
+        [ids],
+        max_new_tokens,
+        sampling=sampling,
+        ends=engine.ends,
+        stop=stop or (),
+        tokenizer=loaded.tokenizer,
+        context=engine.anatomy.context_length,
+    )
+    header = run.loaded_header(loaded, Anatomy.of(loaded.model), chosen or loaded.plan)
+    del loaded  # and with it what the plan leaves out
+    run.finish({**header, "prompt": text, **_answer(run, engine, request)})
 
 
-def _sampling(temperature: float, top_p: float | None, top_k: int | None, seed: int) -> Sampling:
-    from skimp.cli.streaming import Sampling
+def _sampling(
+    temperature: float,
+    top_p: float | None,
+    top_k: int | None,
+    min_p: float | None,
+    repetition_penalty: float,
+    seed: int,
+) -> Sampling:
+    from skimp.engine import Sampling
 
     if not math.isfinite(temperature):
         raise SkimpError(f"--temperature: {temperature} is no temperature; give 0 or more.")
-    if temperature == 0 and (top_p is not None or top_k is not None):
-        raise SkimpError("--top-p and --top-k draw tokens, so they need --temperature above 0.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise SkimpError(f"--top-p: {top_p} is no probability; give one above 0 and up to 1.")
-    return Sampling(temperature, top_k or 0, 1.0 if top_p is None else top_p, seed)
+    if temperature == 0 and any(option is not None for option in (top_p, top_k, min_p)):
+        raise SkimpError(
+            "--top-p, --top-k and --min-p draw tokens, so they need --temperature above 0."
+        )
+    for name, share in (("--top-p", top_p), ("--min-p", min_p)):
+        if share is not None and not 0 < share <= 1:
+            raise SkimpError(f"{name}: {share} is no probability; give one above 0 and up to 1.")
+    if not (math.isfinite(repetition_penalty) and repetition_penalty > 0):
+        raise SkimpError(f"--repetition-penalty: {repetition_penalty} is not above 0; 1 is none.")
+    return Sampling(
+        temperature,
+        top_k=top_k or 0,
+        top_p=1.0 if top_p is None else top_p,
+        min_p=min_p or 0.0,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
 
 
-def _answer(
-    run: Run,
-    loaded: Any,
-    plan: Any,
-    prompt: str,
-    chat: bool | None,
-    new: int,
-    sampling: Sampling,
-) -> dict[str, Any]:
-    from skimp.cli import streaming
-    from skimp.methods.apply import apply
-    from skimp.models.anatomy import Anatomy
-
-    anatomy = Anatomy.of(loaded.model)
-    ids = streaming.encode(loaded.tokenizer, prompt, chat=chat)
-    timing = streaming.Timing()
+def _answer(run: Run, engine: Engine, request: Request) -> dict[str, Any]:
+    """Stream the answer to the screen; the verb's own keys of the document."""
     screen = sys.stderr if run.json_file == output.STDOUT else sys.stdout
-    given: list[str] = []
-    tokens = 0
-    with apply(loaded.model, plan, anatomy=anatomy) if plan is not None else nullcontext():
-        pieces = streaming.Pieces(loaded.tokenizer)
-        for token in streaming.generate(
-            loaded.model, ids, new=new, sampling=sampling, timing=timing
-        ):
-            tokens += 1
-            given.append(pieces.add(token))
-            screen.write(given[-1])
-            screen.flush()
-        given.append(pieces.rest())
-        screen.write(f"{given[-1]}\n")
+    generation = engine.start(request)
+    written = 0
+    for step in generation:
+        piece = step.pieces[0] or ""
+        written += len(piece)
+        screen.write(piece)
         screen.flush()
-    run.progress.note(_speed_words(len(ids), tokens, timing))
+    (answer,) = generation.answers
+    text = answer.text or ""
+    screen.write(f"{text[written:]}\n")
+    screen.flush()
+    timing, prompt = generation.timing, len(request.prompts[0])
+    run.progress.note(_speed_words(prompt, len(answer.tokens), answer.ended, timing))
     return {
-        **run.loaded_header(loaded, anatomy, plan or loaded.plan),
-        "prompt": prompt,
-        "text": "".join(given),
-        "tokens": {"prompt": len(ids), "new": tokens},
+        "text": text,
+        "tokens": {"prompt": prompt, "new": len(answer.tokens)},
         "prefill_s": timing.prefill_s,
         "tokens_per_s": timing.tokens_per_s,
-        "stopped": timing.stopped,
+        "stopped": answer.ended,
     }
 
 
-def _speed_words(prompt: int, new: int, timing: Timing) -> str:
+def _speed_words(prompt: int, new: int, ended: str, timing: Timing) -> str:
     words = f"{prompt} prompt tokens read in {seconds(timing.prefill_s)}, {new} new tokens"
     if timing.tokens_per_s:
         words += f" at {significant(timing.tokens_per_s)} tokens/s"
-    why = {"end": "", "length": " (cut at --max-new-tokens)", "context": " (context is full)"}
-    return words + why[timing.stopped] + "."
+    why = {
+        "end": "",
+        "stop": " (up to --stop)",
+        "length": " (cut at --max-new-tokens)",
+        "context": " (context is full)",
+    }
+    return words + why[ended] + "."

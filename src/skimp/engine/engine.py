@@ -1,0 +1,167 @@
+"""The engine: a planned model that reads prompts and decodes at the speed of its bytes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skimp.engine import hugging, limits, native, shadow
+from skimp.engine.attention import Unsupported
+from skimp.engine.generation import Answer, Generation, Request, Timing
+from skimp.engine.native import NativeRunner
+from skimp.engine.probing import slot_shapes
+from skimp.engine.runners import PlainRunner, Runner, SlotRunner, pad_left
+from skimp.engine.sampling import Sampling
+from skimp.engine.state import State
+from skimp.methods.apply import apply
+from skimp.models.anatomy import Anatomy
+from skimp.plan import Plan
+
+Prompts = Sequence[Sequence[int]] | Tensor
+
+
+class Engine:
+    """Runs `model` with `plan` on it; the caller's model is not touched.
+
+    The engine shares the weights that the plan keeps. What it leaves out is freed once the caller
+    lets go of `model`. Requests are independent: each carries its own :class:`State`, and any
+    number of them may be interleaved.
+
+    Attributes:
+        model: the planned model the engine runs.
+        anatomy: of the planned model.
+        plain: why the model runs on transformers' own cache instead of the engine's, or None.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan | None = None) -> None:
+        self.model: Any = shadow.shadow(model)
+        if plan is not None:
+            apply(self.model, plan)
+        self.anatomy = Anatomy.of(self.model)
+        self.plain: str | None = None
+        self.runner: Runner
+        own = shadow.attention_names(self.model)
+        try:
+            shadow.use_slots(self.model)
+            shapes = slot_shapes(self.model, self.anatomy)
+            kind = NativeRunner if native.wanted(self.device, self.dtype) else SlotRunner
+            self.runner = kind(self.model, shapes)
+        except Unsupported as error:
+            shadow.restore(own)
+            self.plain = str(error)
+            self.runner = PlainRunner(self.model, self.anatomy.kv_bytes_per_token)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def warm_up(self, batch: int = 1) -> str | None:
+        """Make the fast decode step for a batch now; why there is none, or None if there is."""
+        if isinstance(self.runner, NativeRunner):
+            self.runner.program(batch, now=True)
+            return self.runner.refused.get(batch)
+        return self.plain or "decoding runs on torch for this device and type of numbers"
+
+    @torch.inference_mode()
+    def prefill(
+        self, prompts: Prompts, new: int, *, chunk: int | None = None
+    ) -> tuple[Tensor, State]:
+        """Read prompts and make room for `new` more tokens each.
+
+        Args:
+            prompts: token ids, of any lengths; shorter ones are padded on the left.
+            new: tokens that may follow, by `decode` or `extend`.
+            chunk: read at most this many columns at a time (less memory for long prompts).
+
+        Returns:
+            Logits [B, V] of the token after each prompt, and the request's state.
+
+        Raises:
+            RequestError: an empty prompt, one that does not fit into the model's context, or a
+                batch that does not fit into memory.
+        """
+        rows = [list(map(int, prompt)) for prompt in prompts]
+        limits.check_prompts(rows, new, self.anatomy)
+        tokens, pads = pad_left(rows, pad=0)
+        capacity = tokens.shape[1] + new
+        limits.check_memory(self.runner, len(rows), capacity, self.device)
+        state = State(
+            cache=self.runner.new_cache(len(rows), capacity),
+            pads=pads.to(self.device),
+            padded=bool(pads.any()),
+            capacity=capacity,
+        )
+        return self.extend(state, tokens.to(self.device), chunk=chunk), state
+
+    @torch.inference_mode()
+    def extend(self, state: State, tokens: Tensor, *, chunk: int | None = None) -> Tensor:
+        """Read more tokens [B, Q] of every sequence; logits [B, V] after the last."""
+        limits.check_room(state, tokens.shape[1])
+        logits = None
+        for part in tokens.split(chunk or tokens.shape[1], dim=1):
+            logits = self.runner.prefill(state, part)
+            state.length += part.shape[1]
+        assert logits is not None
+        return logits
+
+    @torch.inference_mode()
+    def decode(self, state: State, tokens: Tensor) -> Tensor:
+        """Logits [B, V] after one more token a sequence, `tokens` [B]."""
+        limits.check_room(state, 1)
+        logits = self.runner.decode(state, tokens)
+        state.length += 1
+        return logits
+
+    def start(self, request: Request, timing: Timing | None = None) -> Generation:
+        """Serve a request step by step: iterate over what this returns."""
+        return Generation(self, request, timing)
+
+    def generate(
+        self,
+        prompts: Prompts,
+        new: int,
+        *,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        tokenizer: Any = None,
+    ) -> list[Answer]:
+        """Continue prompts by at most `new` tokens each; a full context ends a text early.
+
+        Args:
+            prompts: token ids.
+            sampling: greedy if None.
+            stop: strings that end a text; they need the tokenizer.
+            tokenizer: turns the answers' tokens into text.
+        """
+        request = Request(
+            [list(map(int, prompt)) for prompt in prompts],
+            new,
+            sampling=sampling or Sampling(),
+            ends=self.ends,
+            stop=stop,
+            tokenizer=tokenizer,
+            context=self.anatomy.context_length,
+        )
+        generation = self.start(request)
+        for _ in generation:
+            pass
+        return generation.answers
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a text, by the model's generation config (else its config)."""
+        config = getattr(self.model, "generation_config", None) or self.model.config
+        ends = getattr(config, "eos_token_id", None)
+        if ends is None:
+            return frozenset()
+        return frozenset([ends] if isinstance(ends, int) else ends)
+
+    @property
+    def custom_generate(self) -> Any:
+        """For transformers: `model.generate(..., custom_generate=engine.custom_generate)`."""
+        return hugging.custom_generate(self)

@@ -1,0 +1,78 @@
+"""What the engine refuses, and what would fit instead."""
+
+from collections.abc import Sequence
+
+import psutil
+import torch
+
+from skimp.engine.runners import Runner
+from skimp.engine.state import State
+from skimp.errors import RequestError
+from skimp.models.anatomy import Anatomy
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], new: int, anatomy: Anatomy) -> None:
+    """Raise RequestError unless the prompts and `new` tokens fit the model's context."""
+    if not prompts:
+        raise RequestError("prompts: there is none.")
+    if new < 1:
+        raise RequestError(f"new: {new} tokens cannot be generated; ask for at least 1.")
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise RequestError(f"prompt {index}: it has no tokens; give some text to continue.")
+        wrong = next((token for token in prompt if not 0 <= token < anatomy.vocabulary), None)
+        if wrong is not None:
+            raise RequestError(
+                f"prompt {index}: token {wrong} is not in the model's vocabulary of "
+                f"{anatomy.vocabulary}."
+            )
+    longest, context = max(map(len, prompts)), anatomy.context_length
+    if context is None or longest + new <= context:
+        return
+    if longest >= context:
+        raise RequestError(
+            f"prompt: its {longest} tokens fill the model's context of {context}; shorten it."
+        )
+    raise RequestError(
+        f"new: a prompt of {longest} tokens and {new} new ones exceed the model's context of "
+        f"{context}; ask for at most {context - longest} new tokens."
+    )
+
+
+def check_room(state: State, tokens: int) -> None:
+    """Raise RequestError unless `tokens` more columns fit the request."""
+    if tokens < 1:
+        raise RequestError("tokens: there is none to read.")
+    if tokens > state.room:
+        raise RequestError(
+            f"tokens: {tokens} more do not fit the request's {state.room}; ask `prefill` for room "
+            "with a larger `new`."
+        )
+
+
+def check_memory(runner: Runner, batch: int, capacity: int, device: torch.device) -> None:
+    """Raise RequestError, saying what would fit, if the cache exceeds the memory that is free."""
+    free = free_bytes(device)
+    wanted = runner.cache_bytes(batch, capacity)
+    if wanted <= free:
+        return
+    each = runner.cache_bytes(1, capacity)
+    fits = free // each if each else batch
+    remedy = (
+        f"a batch of {fits} would fit"
+        if fits
+        else f"about {int(capacity * free / each)} tokens of one sequence would fit"
+    )
+    raise RequestError(
+        f"batch: the KV cache of {batch} sequences of {capacity} tokens needs "
+        f"{wanted / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; {remedy}."
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a new cache could take."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + held
+    return psutil.virtual_memory().available

@@ -1,0 +1,57 @@
+"""A decode step as plain data: operations on operands that name where their numbers stand.
+
+Nothing in it is code or an address; :mod:`skimp.engine.program.bind` makes it run.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+DIMS = 5  # as in program.h
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int64: 2, torch.bool: 3}
+
+ARENA, WEIGHT, INPUT = "arena", "weight", "input"
+
+# In the order of program.h: of one input, then of two.
+_UNARY = (
+    "copy neg cos sin rsqrt sqrt silu gelu gelu_tanh relu sigmoid tanh exp square power clamp "
+    "reciprocal abs"
+)
+_BINARY = "add sub mul div maximum minimum"
+MAP_OPS = tuple(f"{_UNARY} {_BINARY}".split())
+
+
+class NotLowered(Exception):
+    """A step that holds something the program cannot do; the message says what."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Where a tensor's numbers stand: `offset` bytes into the arena, a weight or an input."""
+
+    base: str
+    name: str
+    offset: int
+    dtype: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One step: `kind` of program.h (linear: a call), its operands and its settings."""
+
+    kind: str
+    operands: tuple[Operand | None, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A whole decode step for `batch` sequences, with the size of the arena it works in."""
+
+    batch: int
+    arena: int
+    operations: tuple[Operation, ...]
+    logits: Operand

@@ -1,0 +1,127 @@
+"""How a planned model is run over a request's tokens: on the engine's slots, or as it comes."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from skimp.engine.probing import forward, keeps_logits
+from skimp.engine.slots import Pass, Slot, SlotCache, SlotShape
+from skimp.engine.state import State
+
+
+class Runner(Protocol):
+    """Runs a model; everything about a request is in its state."""
+
+    def new_cache(self, batch: int, capacity: int) -> Any:
+        """An empty store for `batch` sequences of at most `capacity` columns."""
+        ...
+
+    def cache_bytes(self, batch: int, capacity: int) -> int:
+        """Bytes of that store once it is full."""
+        ...
+
+    def prefill(self, state: State, tokens: Tensor) -> Tensor:
+        """Logits [B, V] after `tokens` [B, Q], which follow what the state holds."""
+        ...
+
+    def decode(self, state: State, tokens: Tensor) -> Tensor:
+        """Logits [B, V] after one more token a sequence, `tokens` [B]."""
+        ...
+
+
+class SlotRunner:
+    """Runs a shadow whose attention goes through slots."""
+
+    def __init__(self, model: Any, shapes: Mapping[int, SlotShape]) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.like = next(model.parameters())
+
+    def new_cache(self, batch: int, capacity: int) -> dict[int, Slot]:
+        like = self.like.detach()
+        return {
+            index: Slot.empty(shape, batch, capacity, like) for index, shape in self.shapes.items()
+        }
+
+    def cache_bytes(self, batch: int, capacity: int) -> int:
+        numbers = sum(shape.elements(capacity) for shape in self.shapes.values())
+        return batch * numbers * self.like.element_size()
+
+    def prefill(self, state: State, tokens: Tensor) -> Tensor:
+        run = Pass(state.pads, state.padded, queries=tokens.shape[1], start=state.length)
+        return forward(self.model, SlotCache(state.cache, run), run, tokens)
+
+    def decode(self, state: State, tokens: Tensor) -> Tensor:
+        at = torch.full((1,), state.length, device=state.pads.device)
+        return self.step(state.cache, state.pads, state.padded, at, tokens)
+
+    def step(
+        self, slots: Mapping[int, Slot], pads: Tensor, padded: bool, at: Tensor, tokens: Tensor
+    ) -> Tensor:
+        """A decode step as a function of tensors alone, so that it can be compiled."""
+        run = Pass(pads, padded, queries=1, at=at)
+        return forward(self.model, SlotCache(slots, run), run, tokens[:, None])
+
+
+class PlainRunner:
+    """Runs a planned model with transformers' own cache and attention, whatever they do."""
+
+    def __init__(self, model: Any, kv_bytes_per_token: int) -> None:
+        self.model = model
+        self._token_bytes = kv_bytes_per_token
+
+    def new_cache(self, batch: int, capacity: int) -> DynamicCache:
+        return DynamicCache(config=self.model.config)
+
+    def cache_bytes(self, batch: int, capacity: int) -> int:
+        return batch * capacity * self._token_bytes
+
+    def prefill(self, state: State, tokens: Tensor) -> Tensor:
+        end = state.length + tokens.shape[1]
+        columns = torch.arange(end, device=state.pads.device)
+        real = columns >= state.pads[:, None]
+        positions = (columns - state.pads[:, None]).clamp(min=0)
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=real.long(),
+            position_ids=positions[:, state.length :],
+            past_key_values=state.cache,
+            use_cache=True,
+            **({"logits_to_keep": 1} if keeps_logits(self.model) else {}),
+        )
+        return output.logits[:, -1]
+
+    def decode(self, state: State, tokens: Tensor) -> Tensor:
+        return self.prefill(state, tokens[:, None])
+
+
+def cache_tensors(cache: Any) -> list[Tensor]:
+    """The tensors that a runner's store holds."""
+    if isinstance(cache, dict):
+        return [tensor for slot in cache.values() for tensor in (slot.keys, slot.values)]
+    return [
+        value
+        for layer in getattr(cache, "layers", [])
+        for value in vars(layer).values()
+        if isinstance(value, Tensor)
+    ]
+
+
+def pad_left(prompts: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Tokens [B, longest] padded on the left, and the number of pads of each sequence [B]."""
+    longest = max(map(len, prompts))
+    pads = [longest - len(prompt) for prompt in prompts]
+    rows = [[pad] * gap + prompt for gap, prompt in zip(pads, prompts, strict=True)]
+    return torch.tensor(rows), torch.tensor(pads)
+
+
+def parameters_bytes(model: nn.Module) -> int:
+    """Bytes of the weights and buffers that a model holds, shared ones once."""
+    seen = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+    return sum(seen.values())

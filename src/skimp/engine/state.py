@@ -1,0 +1,35 @@
+"""What one request carries: its cache and how far it has come. Nothing of it lives in the model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class State:
+    """A batch of sequences that are generated together.
+
+    `cache`: the runner's own store of keys and values. `pads` [B]: columns of padding on the left.
+    `length`: columns so far, padding included. `capacity`: columns there is room for.
+    """
+
+    cache: Any
+    pads: Tensor
+    padded: bool
+    capacity: int
+    length: int = 0
+
+    @property
+    def batch(self) -> int:
+        return len(self.pads)
+
+    @property
+    def room(self) -> int:
+        """Tokens that still fit."""
+        return self.capacity - self.length
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each sequence so far [B], without padding."""
+        return self.length - self.pads
