@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from skimp.calibration.text import calibrate
+    from skimp.engine import Engine
     from skimp.finder.choose import choose
     from skimp.methods.apply import Applied, apply
     from skimp.methods.fit import fit
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Anatomy": "skimp.models.anatomy",
     "Applied": "skimp.methods.apply",
+    "Engine": "skimp.engine",
     "Loaded": "skimp.models.load",
     "Plan": "skimp.plan",
     "Workload": "skimp.workload",
@@ -34,6 +36,7 @@ _HOME = {
 __all__ = [
     "Anatomy",
     "Applied",
+    "Engine",
     "Loaded",
     "Plan",
     "Workload",

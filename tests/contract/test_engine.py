@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import skimp
 from skimp.engine import Engine, State
+from skimp.engine.compiled import CompiledRunner
 from skimp.engine.native import NativeRunner
 from skimp.engine.runners import cache_tensors
 from skimp.measure.cost import kv_bytes
@@ -25,7 +26,8 @@ CUT = 7
 # What the engine's slots do not serve, because the family's own code computes on cached keys.
 PLAIN = {"falcon-7b", "falcon-40b", "falcon-11b", "falcon-alibi", "gptj", "deepseek_v3"}
 # What decodes on the slots, but by torch: routed experts, and code that asks for values.
-TORCH = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"}
+ROUTED = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"}
+TORCH = ROUTED  # as they come
 
 
 def prompts(batch: Batch, columns: int) -> list[list[int]]:
@@ -49,9 +51,12 @@ def expected(model: nn.Module, batch: Batch, columns: int) -> Tensor:
     return logits[:, columns - 1 :].flatten(0, 1)
 
 
-def decoders(engine: Engine, batch: int) -> list[str]:
-    """The ways of decoding that this engine has, each to be tried."""
-    return ["torch", "native"] if engine.warm_up(batch) is None else ["torch"]
+def decoders(engine: Engine, batch: int, sample: Sample) -> list[str]:
+    """The ways of decoding that this engine has, each to be tried; none falls back in silence."""
+    reason = engine.warm_up(batch)
+    if sample.name not in ROUTED:  # a plan may leave no routed experts, and then it is native too
+        assert (reason is not None) == (sample.name in PLAIN), reason
+    return ["torch"] if reason is not None else ["torch", "native"]
 
 
 def decode_by(engine: Engine, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,15 +64,15 @@ def decode_by(engine: Engine, way: str, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(engine.runner, "program", lambda *args, **options: None)
 
 
-def check(model: nn.Module, engine: Engine) -> None:
+def check(model: nn.Module, engine: Engine, sample: Sample) -> None:
     """Hold every way of decoding against the planned `model`."""
     wanted, alone = expected(model, PADDED, CUT), expected(model, SINGLE, 1)
-    for way in decoders(engine, 3):
+    for way in decoders(engine, 3, sample):
         with pytest.MonkeyPatch.context() as patch:
             decode_by(engine, way, patch)
             assert_close(served(engine, PADDED, CUT), wanted, name=f"{way}, padded")
             assert_close(served(engine, PADDED, CUT, chunk=3), wanted, name=f"{way}, chunks")
-    for way in decoders(engine, 1):
+    for way in decoders(engine, 1, sample):
         with pytest.MonkeyPatch.context() as patch:
             decode_by(engine, way, patch)
             assert_close(served(engine, SINGLE, 1), alone, name=f"{way}, one-token prompt")
@@ -88,7 +93,7 @@ def test_cached_equals_uncached(
         plan = plan_for(case, section, anatomy)
         engine = Engine(model, plan)
         with skimp.apply(model, plan):
-            check(model, engine)
+            check(model, engine, sample)
 
 
 @examples(30)
@@ -101,7 +106,7 @@ def test_generated_plans(example: Drawn, data: st.DataObject) -> None:
     engine = Engine(example.model, example.plan)
     with skimp.apply(example.model, example.plan):
         wanted = expected(example.model, batch, columns)
-    for way in decoders(engine, len(lengths)):
+    for way in decoders(engine, len(lengths), example.sample):
         with pytest.MonkeyPatch.context() as patch:
             decode_by(engine, way, patch)
             assert_close(served(engine, batch, columns, chunk), wanted, name=way)
@@ -180,6 +185,25 @@ def test_the_cache_is_what_was_predicted(
         assert held == engine.runner.cache_bytes(2, 12) == kv_bytes(engine.anatomy, 12, 2)
     else:
         assert held <= engine.runner.cache_bytes(2, 12)
+
+
+def test_compiled_step(model: nn.Module, anatomy: Anatomy, sample: Sample) -> None:
+    """The step is one graph for torch.compile, and requests of other lengths are that graph too."""
+    if sample.name in PLAIN:
+        pytest.skip(f"{sample.name} runs on transformers' own cache")
+    if sample.name in ROUTED:
+        pytest.skip(f"{sample.name} routes by what it computes: no single graph")
+    plan = skimp.Plan.empty(anatomy).with_section("drop", {"attention": [0], "layers": [2]})
+    shapes = Engine(model, plan).runner.shapes
+    engine = Engine(model, plan)
+    engine.runner = CompiledRunner(engine.model, shapes, backend="eager")
+    with skimp.apply(model, plan):
+        wanted = expected(model, PADDED, CUT)
+        assert_close(served(engine, PADDED, CUT), wanted)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            longer = make_batch([WINDOW + 19, 20, 16], seed=3)
+            assert_close(served(engine, longer, 17), expected(model, longer, 17))
+    torch._dynamo.reset()
 
 
 def test_long_answers_come_to_the_program(

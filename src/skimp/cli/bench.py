@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,8 @@ from skimp.cli import options, output
 from skimp.cli.common import Run, read_plan, require_dense
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from skimp.models.load import Loaded
     from skimp.plan import Plan
     from skimp.workload import Workload
@@ -24,6 +27,8 @@ _ROWS = {
     "memory at its peak": ("peak_bytes", numbers.size),
     "share of roofline": ("roofline_share", numbers.share),
 }
+
+_PHASES = ("prefill", "decode")
 
 
 def bench(
@@ -51,7 +56,8 @@ def bench(
 
     A plan counts as faster only if the whole 95% interval of its speedup lies
     above 1. The byte bound is the speedup if time were proportional to the
-    bytes read.
+    bytes read. Beside what was measured stands what this machine's rates let
+    expect.
 
     [bold]Examples[/]
 
@@ -79,50 +85,96 @@ def measure(
 ) -> dict[str, Any]:
     """Time the model with and without the plan; returns the verb's document."""
     from skimp.measure.speed import compare_speed
-    from skimp.methods.apply import apply
-    from skimp.methods.registry import check
     from skimp.models.anatomy import Anatomy
 
-    anatomy = Anatomy.of(loaded.model)
-    if plan is not None:
-        check(plan, anatomy)
-    switch = None if plan is None else (lambda: apply(loaded.model, plan, anatomy=anatomy))
     result = compare_speed(
         loaded.model,
-        switch,
+        plan,
         work,
         rounds=rounds,
         steps=steps,
         seed=run.seed,
         progress=run.progress,
     )
-    header = run.loaded_header(loaded, anatomy, plan or loaded.plan)
+    header = run.loaded_header(loaded, Anatomy.of(loaded.model), plan or loaded.plan)
     return {**header, **result.as_dict(), "measured": result.machine.as_dict()}
 
 
 def show(run: Run, document: dict[str, Any]) -> None:
-    """Print the figures of both sides, and the verdict."""
-    dense, planned, speedup = (document[name] for name in ("dense", "planned", "speedup"))
-    names = (">dense",) if planned is None else (">dense", ">planned", ">dense/planned")
-    made = output.table(f"Speed at workload {document['workload']}", "", *names)
-    for label, (name, form) in _ROWS.items():
-        cells = [form(dense[name])]
-        if planned is not None:
-            cells.append(form(planned[name]))
-            # A ratio of rates or shares would read the wrong way round.
-            ratio = dense[name] / planned[name] if planned[name] else None
-            cells.append("" if name in ("tokens_per_s", "roofline_share") else numbers.times(ratio))
-        made.add_row(label, *cells)
-    run.console.print(made)
-    if speedup is None:
+    """Print the figures of both sides, what was foretold beside them, and the verdict."""
+    run.console.print(_sides(document))
+    run.console.print(_decoding(document["engine"]))
+    if document["speedup"] is None:
         return
-    for name in ("prefill", "decode"):
-        low, high = speedup[f"{name}_interval"]
-        run.console.print(
-            f"{name} speedup: {numbers.times(speedup[name])}, 95% interval {low:.3f} to {high:.3f}"
-        )
-    run.console.print(f"decode byte bound: {numbers.times(document['byte_bound']['decode'])}")
+    run.console.print()
+    run.console.print(_speedups(document))
     run.console.print(verdict(document))
+
+
+def _sides(document: dict[str, Any]) -> Table:
+    """The figures of each side; below a time that was measured, the time that was predicted."""
+    sides = [name for name in ("dense", "planned") if document[name] is not None]
+    ratio = ["dense/planned"] if len(sides) > 1 else []
+    title = f"Speed at workload {document['workload']}"
+    made = output.table(title, "", *(f">{name}" for name in sides + ratio))
+
+    def row(label: str, source: dict[str, Any], name: str, form: numbers.Form) -> None:
+        values = [source[side][name] for side in sides]
+        made.add_row(label, *map(form, values), *(_ratio(name, *values) for _ in ratio))
+
+    for label, (name, form) in _ROWS.items():
+        row(label, document, name, form)
+        if name in document["predicted"]["dense"]:
+            row("  predicted", document["predicted"], name, form)
+    return made
+
+
+def _ratio(name: str, dense: float, planned: float) -> str:
+    """Dense over planned; a ratio of rates or shares would read the wrong way round."""
+    if name in ("tokens_per_s", "roofline_share"):
+        return ""
+    return numbers.times(dense / planned if planned else None)
+
+
+def _decoding(engine: dict[str, Any]) -> str:
+    """What decoded each side, and where it was not the native program, why."""
+    threads = engine["threads"]
+    native = f"natively, {threads} thread{'s' if threads > 1 else ''}"
+    said = {
+        name: f"by {side['path']} ({side['reason']})" if side["reason"] else native
+        for name in ("dense", "planned")
+        if (side := engine[name]) is not None
+    }
+    if len(set(said.values())) == 1:
+        return f"Decoded {said['dense']}."
+    return "Decoded " + "; ".join(f"{name} {how}" for name, how in said.items()) + "."
+
+
+def _speedups(document: dict[str, Any]) -> Table:
+    """Both speedups beside what was foretold and what bytes and FLOPs bound."""
+    speedup, collected = document["speedup"], document["collected"]
+    bounds = {**document["compute_bound"], **document["byte_bound"]}
+    made = output.table("Dense time over planned time", "", *(f">{name}" for name in _PHASES))
+
+    def row(label: str, cell: Callable[[str], str]) -> None:
+        made.add_row(label, *(cell(name) for name in _PHASES))
+
+    def interval(name: str) -> str:
+        low, high = speedup[f"{name}_interval"]
+        return f"{low:.3f} to {high:.3f}"
+
+    row("speedup", lambda name: numbers.times(speedup[name]))
+    row("95% interval", interval)
+    row("predicted", lambda name: numbers.times(document["predicted"]["speedup"][name]))
+    row("bound (prefill FLOPs, decode bytes)", lambda name: numbers.times(bounds[name]))
+    row("speedup / bound", lambda name: numbers.share(collected[name]["share"]))
+    row("gain collected", lambda name: _gain(collected[name]["gain"]))
+    return made
+
+
+def _gain(share: float | None) -> str:
+    """The share of a bound's gain; less than nothing of it is nothing."""
+    return numbers.share(None if share is None else max(0.0, share))
 
 
 def verdict(document: dict[str, Any]) -> str:

@@ -63,7 +63,10 @@ class Run:
         if threads is not None:
             import torch
 
+            from skimp import kernels
+
             torch.set_num_threads(threads)
+            kernels.set_threads(threads)
         return cls(
             command=ctx.meta.get(COMMAND, "skimp"),
             json_file=json_file,

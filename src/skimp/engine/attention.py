@@ -70,7 +70,17 @@ def _decode(
     index = at % slot.size
     kernels.store(slot.keys, entry.keys, index)
     kernels.store(slot.values, entry.values, index)
-    valid = run.valid(slot.size)
+    valid = run.valid(slot)
+    if query.is_cuda and not softcap and sinks is None:
+        out = F.scaled_dot_product_attention(
+            query,
+            slot.keys,
+            slot.values,
+            valid[:, None],
+            scale=scale,
+            enable_gqa=query.shape[1] != slot.keys.shape[1],
+        )
+        return out.transpose(1, 2)
     return kernels.attend(query, slot.keys, slot.values, valid, scale, softcap, sinks)
 
 

@@ -1,13 +1,14 @@
 """The engine: a planned model that reads prompts and decodes at the speed of its bytes."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from skimp.engine import hugging, limits, native, shadow
 from skimp.engine.attention import Unsupported
+from skimp.engine.compiled import CompiledRunner
 from skimp.engine.generation import Answer, Generation, Request, Timing
 from skimp.engine.native import NativeRunner
 from skimp.engine.probing import slot_shapes
@@ -19,6 +20,19 @@ from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 
 Prompts = Sequence[Sequence[int]] | Tensor
+Decode = Literal["auto", "native", "compiled", "eager"]
+_KINDS: dict[str, type[SlotRunner]] = {
+    "native": NativeRunner,
+    "compiled": CompiledRunner,
+    "eager": SlotRunner,
+}
+
+
+def as_lists(prompts: Prompts) -> list[list[int]]:
+    """Token ids as plain lists."""
+    if isinstance(prompts, Tensor):
+        return prompts.tolist()
+    return [list(map(int, prompt)) for prompt in prompts]
 
 
 class Engine:
@@ -28,13 +42,19 @@ class Engine:
     lets go of `model`. Requests are independent: each carries its own :class:`State`, and any
     number of them may be interleaved.
 
+    `decode` says how tokens are decoded: "native" (a C program read off the model's own code; CPUs
+    only), "compiled" (torch.compile, CUDA graphs on a GPU), "eager" (torch, one operation at a
+    time), or "auto", what suits the device.
+
     Attributes:
         model: the planned model the engine runs.
         anatomy: of the planned model.
         plain: why the model runs on transformers' own cache instead of the engine's, or None.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan | None = None, *, decode: Decode = "auto"
+    ) -> None:
         self.model: Any = shadow.shadow(model)
         if plan is not None:
             apply(self.model, plan)
@@ -45,12 +65,18 @@ class Engine:
         try:
             shadow.use_slots(self.model)
             shapes = slot_shapes(self.model, self.anatomy)
-            kind = NativeRunner if native.wanted(self.device, self.dtype) else SlotRunner
-            self.runner = kind(self.model, shapes)
+            self.runner = self._kind(decode)(self.model, shapes)
         except Unsupported as error:
             shadow.restore(own)
             self.plain = str(error)
             self.runner = PlainRunner(self.model, self.anatomy.kv_bytes_per_token)
+
+    def _kind(self, decode: Decode) -> type[SlotRunner]:
+        if decode != "auto":
+            return _KINDS[decode]
+        if native.wanted(self.device, self.dtype):
+            return NativeRunner
+        return CompiledRunner if self.device.type == "cuda" else SlotRunner
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +92,14 @@ class Engine:
             self.runner.program(batch, now=True)
             return self.runner.refused.get(batch)
         return self.plain or "decoding runs on torch for this device and type of numbers"
+
+    def path(self, batch: int = 1) -> str:
+        """What decodes a warmed-up batch: "native", "compiled", "torch" or "transformers"."""
+        if self.plain is not None:
+            return "transformers"
+        if isinstance(self.runner, CompiledRunner):
+            return "compiled"
+        return "torch" if self.warm_up(batch) else "native"
 
     @torch.inference_mode()
     def prefill(
@@ -85,7 +119,7 @@ class Engine:
             RequestError: an empty prompt, one that does not fit into the model's context, or a
                 batch that does not fit into memory.
         """
-        rows = [list(map(int, prompt)) for prompt in prompts]
+        rows = as_lists(prompts)
         limits.check_prompts(rows, new, self.anatomy)
         tokens, pads = pad_left(rows, pad=0)
         capacity = tokens.shape[1] + new
@@ -139,7 +173,7 @@ class Engine:
             tokenizer: turns the answers' tokens into text.
         """
         request = Request(
-            [list(map(int, prompt)) for prompt in prompts],
+            as_lists(prompts),
             new,
             sampling=sampling or Sampling(),
             ends=self.ends,

@@ -16,6 +16,7 @@ from skimp.engine.runners import SlotRunner
 from skimp.engine.slots import SlotShape
 from skimp.engine.state import State
 from skimp.kernels.library import library
+from skimp.kernels.tuning import settle_threads
 
 # Reading a step off the model's code takes about so many seconds. Once as much was spent on
 # decoding without it, it pays: at worst a request takes twice what hindsight would have.
@@ -61,7 +62,7 @@ class NativeRunner(SlotRunner):
                 listing, native = self._listing(batch), library()
                 assert native is not None
                 self._programs[batch] = Program(
-                    listing, self._tensors, native.handle, kernels.threads()
+                    listing, self._tensors, native.handle, settle_threads()
                 )
             except NotLowered as error:
                 self.refused[batch] = str(error)

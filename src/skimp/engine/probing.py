@@ -91,9 +91,20 @@ def forward(model: Any, cache: Any, run: Pass, tokens: Tensor) -> Tensor:
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
-        **({"logits_to_keep": 1} if keeps_logits(model) else {}),
+        **last_only(model, run.queries, device),
     )
     return output.logits[:, -1]
+
+
+def last_only(model: nn.Module, queries: int, device: torch.device) -> dict[str, Any]:
+    """What asks a model for the logits of the last of `queries` positions only, if it can be asked.
+
+    Of several positions it is asked by index: the slice that a count stands for is not contiguous,
+    and torch then multiplies by a copy of the whole head.
+    """
+    if not keeps_logits(model):
+        return {}
+    return {"logits_to_keep": 1 if queries == 1 else torch.tensor([queries - 1], device=device)}
 
 
 def keeps_logits(model: nn.Module) -> bool:

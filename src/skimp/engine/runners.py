@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from skimp.engine.probing import forward, keeps_logits
+from skimp.engine.probing import forward, last_only
 from skimp.engine.slots import Pass, Slot, SlotCache, SlotShape
 from skimp.engine.state import State
 
@@ -90,7 +90,7 @@ class PlainRunner:
             position_ids=positions[:, state.length :],
             past_key_values=state.cache,
             use_cache=True,
-            **({"logits_to_keep": 1} if keeps_logits(self.model) else {}),
+            **last_only(self.model, tokens.shape[1], tokens.device),
         )
         return output.logits[:, -1]
 

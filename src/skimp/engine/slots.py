@@ -44,6 +44,7 @@ class Slot:
 
     keys: Tensor
     values: Tensor
+    window: int | None = None
 
     @property
     def size(self) -> int:
@@ -55,6 +56,7 @@ class Slot:
         return cls(
             like.new_zeros(batch, shape.heads, size, shape.key),
             like.new_zeros(batch, shape.heads, size, shape.value),
+            shape.window,
         )
 
 
@@ -73,6 +75,7 @@ class Pass:
     start: int | None = None
     at: Tensor | None = None
     _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _valid: dict[int | None, Tensor] = field(default_factory=dict)
 
     def mask(self, size: int, past: int) -> Tensor:
         """Which keys each query of a prefill sees: bool [B, 1, queries, past + queries].
@@ -91,18 +94,18 @@ class Pass:
             self._masks[key] = ((seen & real) | (keys == query))[:, None]
         return self._masks[key]
 
-    def valid(self, size: int) -> Tensor:
+    def valid(self, slot: Slot) -> Tensor:
         """Which entries of a slot a decode step sees, its own token's too: bool [B, 1, size].
 
-        Entry e holds the latest column up to `at` that is e modulo the size.
+        Entry e holds the latest column up to `at` that is e modulo the size. Slots of one window
+        share their mask (known by the window, since a compiled step leaves sizes open).
         """
-        key = (size, -1)
-        if key not in self._masks:
+        if slot.window not in self._valid:
             assert self.at is not None
-            entry = torch.arange(size, device=self.pads.device)
-            column = self.at - (self.at - entry) % size
-            self._masks[key] = (column >= self.pads[:, None, None]) & (column >= 0)
-        return self._masks[key]
+            entry = torch.arange(slot.size, device=self.pads.device)
+            column = self.at - (self.at - entry) % slot.size
+            self._valid[slot.window] = (column >= self.pads[:, None, None]) & (column >= 0)
+        return self._valid[slot.window]
 
 
 @dataclass(frozen=True)

@@ -3,36 +3,50 @@
  * The queries that share a key/value head are its rows: each cache entry is read once for all of
  * them. Only entries that some query of the sequence sees are read. */
 
+/* Asks for the `columns` of an entry `ahead` of list[i], if there is one among the `left` on. */
+INLINE void FN(fetch_entry)(const E *entries, int64_t stride, const int32_t *list, int64_t i,
+                            int64_t ahead, int64_t left, int64_t columns) {
+    const E *entry = entries + list[i + ahead < left ? i + ahead : i] * stride;
+    for (int64_t j = 0; j < columns; j += STEP) FN(fetch)(entry + j);
+}
+
 /* Scores of R rows (up to 4) with `count` entries of the list, a multiple of VW; row r's go to
- * out + r * stride. As many entries are taken at once as fill a vector with sums. */
+ * out + r * stride. `left`: entries of the list from here on, 0 if none needs to be asked for.
+ *
+ * As many entries are taken at once as fill a vector with sums, but one is read after the other:
+ * that keeps to the order of memory, which the processor fetches ahead in. */
 INLINE void FN(score)(const int R, const DOT_X *q, int64_t qs, const E *k, int64_t ks,
-                      const int32_t *list, int64_t count, int64_t d, float *out, int64_t stride) {
+                      const int32_t *list, int64_t count, int64_t left, int64_t d, float *out,
+                      int64_t stride) {
     const int T = VW / (R == 3 ? 4 : R);
     const int64_t whole = d - d % STEP;
     for (int64_t i = 0; i < count; i += T) {
-        const E *key[VW];
         VF sum[VW];
         UNROLL for (int t = 0; t < VW; t++) sum[t] = (VF){0};
-        UNROLL for (int t = 0; t < T; t++) key[t] = k + list[i + t] * ks;
-        for (int64_t j = 0; j < d; j += STEP) {
-            DOT_V kv[VW];
-            UNROLL for (int t = 0; t < T; t++) {
-                kv[t] = j < whole ? FN(dot_w)(key[t] + j) : FN(dot_w_some)(key[t] + j, d - j);
-            }
-            UNROLL for (int r = 0; r < R; r++) {
-                const DOT_V x = FN(dot_x)(q + r * qs + j);
-                UNROLL for (int t = 0; t < T; t++) sum[r * T + t] = FN(dot)(sum[r * T + t], kv[t], x);
+        UNROLL for (int t = 0; t < T; t++) {
+            const E *key = k + list[i + t] * ks;
+            if (left) FN(fetch_entry)(k, ks, list, i + t, FETCH_KEYS, left, d);
+            for (int64_t j = 0; j < d; j += STEP) {
+                const DOT_V kv = j < whole ? FN(dot_w)(key + j) : FN(dot_w_some)(key + j, d - j);
+                UNROLL for (int r = 0; r < R; r++) {
+                    const DOT_V x = FN(dot_x)(q + r * qs + j);
+                    sum[r * T + t] = FN(dot)(sum[r * T + t], kv, x);
+                }
             }
         }
         float flat[VW];
         NAME(sums)(sum, flat);
-        UNROLL for (int r = 0; r < R; r++) memcpy(out + r * stride + i, flat + r * T, T * sizeof(float));
+        UNROLL for (int r = 0; r < R; r++) {
+            memcpy(out + r * stride + i, flat + r * T, T * sizeof(float));
+        }
     }
 }
 
-/* Adds shares times values of entries list[0 .. count) to R rows of sums, C steps of columns. */
+/* Adds shares times values of entries list[0 .. count) to R rows of sums, C steps of columns. Asks
+ * for `columns` of the entries to come, of which there are `left`; 0 if that is not needed. */
 INLINE void FN(gather)(const int R, const int C, const float *share, int64_t stride, const E *v,
-                       int64_t vs, const int32_t *list, int64_t count, float *sums, int64_t width) {
+                       int64_t vs, const int32_t *list, int64_t count, float *sums, int64_t width,
+                       int64_t left, int64_t columns) {
     VF even[STREAMS][2], odd[STREAMS][2];
     UNROLL for (int r = 0; r < R; r++) {
         UNROLL for (int c = 0; c < C; c++) {
@@ -43,6 +57,7 @@ INLINE void FN(gather)(const int R, const int C, const float *share, int64_t str
     for (int64_t i = 0; i < count; i++) {
         const E *value = v + list[i] * vs;
         PAIR row[2];
+        if (left) FN(fetch_entry)(v, vs, list, i, FETCH_VALUES, left, columns);
         UNROLL for (int c = 0; c < C; c++) row[c] = FN(load)(value + c * STEP);
         UNROLL for (int r = 0; r < R; r++) {
             const float s = share[r * stride + i];
@@ -75,17 +90,18 @@ static TARGET void FN(gather_rest)(int64_t rows, const float *share, int64_t str
 }
 
 /* Instances for the numbers of rows and steps that fit the registers. */
-#define SCORE(R)                                                                                \
-    static TARGET void FN(score_##R)(const DOT_X *q, int64_t qs, const E *k, int64_t ks,        \
-                                     const int32_t *list, int64_t count, int64_t d, float *out, \
-                                     int64_t st) {                                              \
-        FN(score)(R, q, qs, k, ks, list, count, d, out, st);                                    \
+#define SCORE(R)                                                                               \
+    static TARGET void FN(score_##R)(const DOT_X *q, int64_t qs, const E *k, int64_t ks,       \
+                                     const int32_t *list, int64_t count, int64_t left,         \
+                                     int64_t d, float *out, int64_t stride) {                  \
+        FN(score)(R, q, qs, k, ks, list, count, left, d, out, stride);                         \
     }
-#define GATHER(R, C)                                                                            \
-    static TARGET void FN(gather_##R##_##C)(const float *share, int64_t st, const E *v,         \
-                                            int64_t vs, const int32_t *list, int64_t count,     \
-                                            float *sums, int64_t width) {                       \
-        FN(gather)(R, C, share, st, v, vs, list, count, sums, width);                           \
+#define GATHER(R, C)                                                                           \
+    static TARGET void FN(gather_##R##_##C)(const float *share, int64_t stride, const E *v,    \
+                                            int64_t vs, const int32_t *list, int64_t count,    \
+                                            float *sums, int64_t width, int64_t left,          \
+                                            int64_t columns) {                                 \
+        FN(gather)(R, C, share, stride, v, vs, list, count, sums, width, left, columns);       \
     }
 SCORE(1) SCORE(2) SCORE(3) SCORE(4)
 GATHER(1, 1) GATHER(2, 1) GATHER(3, 1) GATHER(4, 1)
@@ -98,39 +114,46 @@ static TARGET void FN(scores)(const DOT_X *q, int64_t qs, int64_t rows, const E 
                               const int32_t *list, int64_t count, int64_t d, float *out,
                               int64_t stride) {
     typedef void tile(const DOT_X *, int64_t, const E *, int64_t, const int32_t *, int64_t, int64_t,
-                      float *, int64_t);
+                      int64_t, float *, int64_t);
     static tile *const tiles[] = {FN(score_1), FN(score_2), FN(score_3), FN(score_4)};
     const int64_t padded = (count + VW - 1) / VW * VW;
     for (int64_t i = 0; i < padded; i += TURN) {
         const int64_t n = padded - i < TURN ? padded - i : TURN;
+        const int64_t left = has_gaps(list + i, count - i) ? count - i : 0;
         for (int64_t r = 0; r < rows; r += 4) {
             const int64_t some = rows - r < 4 ? rows - r : 4;
-            tiles[some - 1](q + r * qs, qs, k, ks, list + i, n, d, out + r * stride + i, stride);
+            float *to = out + r * stride + i;
+            tiles[some - 1](q + r * qs, qs, k, ks, list + i, n, r ? 0 : left, d, to, stride);
         }
     }
 }
 
+/* Sums of shares times values of all rows: [rows, width], zero at first. */
 static TARGET void FN(values)(const float *share, int64_t stride, int64_t rows, const E *v,
                               int64_t vs, const int32_t *list, int64_t count, int64_t dv,
                               float *sums, int64_t width) {
     typedef void tile(const float *, int64_t, const E *, int64_t, const int32_t *, int64_t, float *,
-                      int64_t);
+                      int64_t, int64_t, int64_t);
     static tile *const one[] = {FN(gather_1_1), FN(gather_2_1), FN(gather_3_1), FN(gather_4_1)};
     static tile *const two[] = {FN(gather_1_2), FN(gather_2_2), FN(gather_3_2), FN(gather_4_2)};
+    const int64_t most = VW == 16 ? 2 * STEP : STEP; /* columns that the registers hold */
     for (int64_t i = 0; i < count; i += TURN) {
         const int64_t n = count - i < TURN ? count - i : TURN;
+        /* Columns in turns are not the order of memory: then the first turn asks for all. */
+        const int64_t left = dv > most || has_gaps(list + i, count - i) ? count - i : 0;
         int64_t c = 0;
         while (dv - c >= STEP) {
-            const int pair = VW == 16 && dv - c >= 2 * STEP;
+            const int pair = dv - c >= most && most > STEP;
             for (int64_t r = 0; r < rows; r += 4) {
                 const int64_t some = rows - r < 4 ? rows - r : 4;
                 (pair ? two : one)[some - 1](share + r * stride + i, stride, v + c, vs, list + i, n,
-                                             sums + r * width + c, width);
+                                             sums + r * width + c, width, r + c ? 0 : left, dv);
             }
             c += pair ? 2 * STEP : STEP;
         }
         if (c < dv)
-            FN(gather_rest)(rows, share + i, stride, v + c, vs, list + i, n, sums + c, width, dv - c);
+            FN(gather_rest)(rows, share + i, stride, v + c, vs, list + i, n, sums + c, width,
+                            dv - c);
     }
 }
 

@@ -23,7 +23,6 @@ FOLDER = Path(__file__).parent
 NAME = "kernels.so"
 _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
 _SHARED = ("-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
-_OPENMP = ("-fopenmp",)
 _SECONDS = 300
 
 
@@ -73,16 +72,13 @@ def _key(compiler: list[str]) -> str:
     for path in sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")]):
         facts.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     version = _run([*compiler, "--version"]).stdout
-    for fact in (*compiler, *_FLAGS, *_SHARED, *_OPENMP, platform.machine(), version):
+    for fact in (*compiler, *_FLAGS, *_SHARED, platform.machine(), version):
         facts.update(fact.encode() + b"\0")
     return facts.hexdigest()[:20]
 
 
 def _compile(compiler: list[str], target: Path) -> None:
     command = [*compiler, *_FLAGS, *_SHARED, str(FOLDER / "kernels.c"), "-o", str(target), "-lm"]
-    # Threads are a gain, not a need: a compiler without OpenMP still builds the rest.
-    if _run([*command[:-1], *_OPENMP, command[-1]]).returncode == 0:
-        return
     result = _run(command)
     if result.returncode != 0:
         said = next((line for line in result.stderr.splitlines() if "error" in line.lower()), "")

@@ -62,6 +62,12 @@ static int64_t list_valid(const attend_args *a, int64_t b, int32_t *list) {
     return count;
 }
 
+/* Whether entries are left out soon after list[0], so that no processor can guess the next. */
+static int has_gaps(const int32_t *list, int64_t count) {
+    const int64_t soon = count < 2 * TURN ? count : 2 * TURN;
+    return soon > 0 && list[soon - 1] - list[0] != soon - 1;
+}
+
 /* Scores of entries that query `i` does not see become -inf. */
 static void hide(const attend_args *a, int64_t b, int64_t i, const int32_t *list, int64_t count,
                  float *row) {

@@ -5,7 +5,8 @@
  * order go back by the inverse. float32: the first and the second vector.
  *
  * BF16 is 0 or 1; DOTS says that the processor multiplies pairs of bfloat16 itself, so that `x`
- * stays as it is; else it is widened once and kept in the order in which weights come. */
+ * stays as it is; else it is widened once and kept in the order in which weights come. (Such
+ * processors take numbers below the least normal one, 1e-38, for zero.) */
 #undef E
 #undef STEP
 #undef DOT_X

@@ -10,16 +10,17 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(name) JOIN(name, ISA)
@@ -35,7 +36,9 @@ enum {
     FETCH_INPUTS = 3,
     FETCH_BYTES = 4096,
     FETCH_ROWS = 2, /* of a list: its rows are asked for so many early */
-    TURN = 64, /* cache entries that stay near while all queries and columns pass */
+    TURN = 128, /* cache entries that stay near while all queries and columns pass */
+    FETCH_KEYS = 32, /* entries that are asked for so many early */
+    FETCH_VALUES = 64,
 };
 
 /* Working memory of a thread, kept from call to call; good until its next call of this. */
@@ -70,6 +73,14 @@ static void *scratch(size_t size) {
 }
 
 #include "cache.h"
+#include "pool.h"
+
+/* What the parts of a product with neurons share: sums [parts, M, width]. */
+typedef struct {
+    const neurons_args *args;
+    float *sums;
+    int64_t width;
+} neurons_work;
 
 #define ISA portable
 #define TARGET
@@ -94,13 +105,13 @@ static void *scratch(size_t size) {
 #include "variant.h"
 #endif
 
-typedef int kernel(const void *args, int part, int parts);
 typedef struct {
-    kernel *linear[2], *neurons[2], *attend[2], *norm[2]; /* by dtype */
+    kernel *linear[2], *neurons[2], *neurons_end[2], *attend[2], *norm[2]; /* by dtype */
 } kernels;
 #define TABLE_OF(name, isa) {(kernel *)name##_f32_##isa, (kernel *)name##_bf16_##isa}
-#define TABLE(isa) \
-    {TABLE_OF(linear, isa), TABLE_OF(neurons, isa), TABLE_OF(attend, isa), TABLE_OF(norm, isa)}
+#define TABLE(isa)                                                                    \
+    {TABLE_OF(linear, isa), TABLE_OF(neurons, isa), TABLE_OF(neurons_end, isa),       \
+     TABLE_OF(attend, isa), TABLE_OF(norm, isa)}
 static const kernels tables[] = {
     TABLE(portable),
 #ifdef __x86_64__
@@ -134,28 +145,7 @@ EXPORT int skimp_isa(int wanted) {
 
 EXPORT int skimp_abi(void) { return ABI; }
 
-/* Whether threads can be used at all. */
-EXPORT int skimp_openmp(void) {
-#ifdef _OPENMP
-    return 1;
-#else
-    return 0;
-#endif
-}
-
-static int in_parts(kernel *run, const void *args, int64_t threads) {
-    int failed = 0;
-#ifdef _OPENMP
-    if (threads > 1) {
-#pragma omp parallel num_threads((int)threads) reduction(| : failed)
-        failed |= run(args, omp_get_thread_num(), omp_get_num_threads());
-        return failed;
-    }
-#endif
-    (void)threads;
-    failed = run(args, 0, 1);
-    return failed;
-}
+static int64_t size_of(int64_t dtype) { return dtype ? 2 : 4; }
 
 static int outside(const int32_t *rows, int64_t count, int64_t height) {
     int bad = 0;
@@ -166,16 +156,26 @@ static int outside(const int32_t *rows, int64_t count, int64_t height) {
 EXPORT int skimp_linear(const linear_args *a) {
     for (int64_t j = 0; j < a->jobs && a->rows; j++)
         if (outside(a->rows, a->job[j].count, a->job[j].height)) return FAIL_INDEX;
-    return in_parts(chosen->linear[a->dtype], a, a->threads);
+    int64_t rows = 0;
+    for (int64_t j = 0; j < a->jobs; j++) rows += a->job[j].count;
+    const int parts = parts_of(a->threads, rows * a->k * size_of(a->dtype));
+    return in_parts(chosen->linear[a->dtype], a, a->threads, parts);
 }
 
 EXPORT int skimp_neurons(const neurons_args *a) {
     if (a->rows && outside(a->rows, a->r, a->height)) return FAIL_INDEX;
-    return in_parts(chosen->neurons[a->dtype], a, a->threads);
+    const int parts = parts_of(a->threads, a->r * a->n * size_of(a->dtype));
+    const int64_t width = (a->n + 31) / 32 * 32; /* whole steps of any instruction set */
+    neurons_work work = {a, scratch((size_t)(parts * a->m * width) * sizeof(float)), width};
+    if (!work.sums) return FAIL_MEMORY;
+    in_parts(chosen->neurons[a->dtype], &work, a->threads, parts);
+    return chosen->neurons_end[a->dtype](&work, 0, parts);
 }
 
 EXPORT int skimp_attend(const attend_args *a) {
-    return in_parts(chosen->attend[a->dtype], a, a->threads);
+    const int64_t numbers = a->b * a->hk * a->s * (a->d + a->dv);
+    const int parts = parts_of(a->threads, numbers * size_of(a->dtype));
+    return in_parts(chosen->attend[a->dtype], a, a->threads, parts);
 }
 
 EXPORT int skimp_norm(const norm_args *a) { return chosen->norm[a->dtype](a, 0, 1); }

@@ -18,6 +18,7 @@ class _State:
         self.native: Native | None = None
         self.reason: str | None = None
         self.threads = 1
+        self.asked = False  # whether somebody chose the number of threads
 
 
 _state = _State()
@@ -59,13 +60,23 @@ def set_threads(count: int) -> None:
     """Let every kernel use `count` threads; 1 at first, which stays in the calling thread.
 
     On many machines one core saturates the memory, and then threads cost more than they bring.
-    A library built without OpenMP stays at one thread whatever is set.
 
     Raises:
         SkimpError: `count` is below 1.
     """
     if count < 1:
         raise SkimpError(f"a kernel needs at least 1 thread, not {count}; use set_threads(1).")
+    _state.asked = True
+    use_threads(count)
+
+
+def threads_asked() -> bool:
+    """Whether `set_threads` was called."""
+    return _state.asked
+
+
+def use_threads(count: int) -> None:
+    """Use so many threads until somebody asks for a number."""
     _state.threads = count
     if _state.native is not None:
         _state.native.threads = count

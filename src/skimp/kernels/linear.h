@@ -4,14 +4,14 @@
  * one long run, which the processor fetches ahead of. Rows that lie together do not do that. */
 
 /* One step of S rows and M inputs. `n` elements are left in the rows; a whole step if STEP. */
-INLINE void FN(step)(const int S, const int M, VF (*sum)[AT_ONCE], const E *const *w, const DOT_X *x,
-                     int64_t j, int64_t n) {
+INLINE void FN(step)(const int S, const int M, VF (*sum)[AT_ONCE], const E *const *w,
+                     const DOT_X *x, int64_t j, int64_t n) {
     DOT_V wv[STREAMS];
     UNROLL for (int s = 0; s < S; s++) {
         wv[s] = n == STEP ? FN(dot_w)(w[s] + j) : FN(dot_w_some)(w[s] + j, n);
     }
     UNROLL for (int m = 0; m < M; m++) {
-        const DOT_V xv = FN(dot_x)(x + j * M + m * STEP);
+        const DOT_V xv = FN(dot_x)(x + m * STEP);
         UNROLL for (int s = 0; s < S; s++) sum[s][m] = FN(dot)(sum[s][m], wv[s], xv);
     }
 }
@@ -29,14 +29,16 @@ INLINE void FN(finish)(const int S, const int M, VF (*sum)[AT_ONCE], const linea
     UNROLL for (int s = 0; s < S; s++) {
         const float more = bias ? FN(one)(bias[row[s]]) : 0.0f;
         E *out = (E *)job->out + m0 * job->count + i + s * apart;
-        UNROLL for (int m = 0; m < M; m++) out[m * job->count] = FN(rounded)(dots[s * M + m] + more);
+        UNROLL for (int m = 0; m < M; m++) {
+            out[m * job->count] = FN(rounded)(dots[s * M + m] + more);
+        }
     }
 }
 
 /* A stretch of the outputs: `count` from `first` on in each of S parts that lie `apart` outputs
- * apart, for M inputs from the m0-th on. */
+ * apart, for M inputs from the m0-th on, of `inputs` that are laid out together. */
 typedef struct {
-    int64_t first, count, apart, m0;
+    int64_t first, count, apart, m0, inputs;
 } FN(stretch);
 
 /* Where each part's weight row for output i is, and what to ask for while it is read. */
@@ -74,15 +76,17 @@ INLINE void FN(rows_of)(const int S, const int M, const linear_args *a, const li
                 VF sum[STREAMS][AT_ONCE];
                 FN(find)(S, a, job, &at, i, later, row, w, next);
                 UNROLL for (int s = 0; s < S; s++) {
-                    UNROLL for (int m = 0; m < M; m++) sum[s][m] = j0 ? kept[i - i0][s][m] : (VF){0};
+                    UNROLL for (int m = 0; m < M; m++) {
+                        sum[s][m] = j0 ? kept[i - i0][s][m] : (VF){0};
+                    }
                 }
                 for (int64_t j = j0; j < whole; j += STEP) {
                     if (fetch) {
                         UNROLL for (int s = 0; s < S; s++) FN(fetch)(next[s] + j);
                     }
-                    FN(step)(S, M, sum, w, x, j, STEP);
+                    FN(step)(S, M, sum, w, x + j * at.inputs, j, STEP);
                 }
-                if (whole < j1) FN(step)(S, M, sum, w, x, whole, j1 - whole);
+                if (whole < j1) FN(step)(S, M, sum, w, x + whole * at.inputs, whole, j1 - whole);
                 if (j1 == a->k) {
                     FN(finish)(S, M, sum, job, row, at.m0, i, at.apart);
                     continue;
@@ -101,8 +105,9 @@ typedef void FN(tile)(const linear_args *, const linear_job *, const DOT_X *, FN
                                           const DOT_X *x, FN(stretch) at) {                      \
         FN(rows_of)(S, M, a, job, x, at);                                                        \
     }
-TILE(4, 1) TILE(4, 2) TILE(4, 3) TILE(4, 4) TILE(2, 5) TILE(2, 6) TILE(2, 7) TILE(2, 8)
-TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5) TILE(1, 6) TILE(1, 7) TILE(1, 8)
+TILE(4, 1) TILE(4, 2) TILE(4, 3) TILE(4, 4)
+TILE(2, 4) TILE(2, 5) TILE(2, 6) TILE(2, 7) TILE(2, 8)
+TILE(1, 1)
 #undef TILE
 
 /* More than 8 inputs go in two halves, which take turns on rows that stay in the cache. */
@@ -111,10 +116,9 @@ INLINE int64_t FN(inputs_at_once)(int64_t m) { return m > AT_ONCE ? (m + 1) / 2 
 /* Outputs first .. last of one job; `x` holds the halves of the inputs one after the other. */
 static TARGET void FN(linear_part)(const linear_args *a, const linear_job *job, const DOT_X *x,
                                    int64_t first, int64_t last) {
-    static FN(tile) *const parallel[] = {FN(tile_4_1), FN(tile_4_2), FN(tile_4_3), FN(tile_4_4),
-                                         FN(tile_2_5), FN(tile_2_6), FN(tile_2_7), FN(tile_2_8)};
-    static FN(tile) *const single[] = {FN(tile_1_1), FN(tile_1_2), FN(tile_1_3), FN(tile_1_4),
-                                       FN(tile_1_5), FN(tile_1_6), FN(tile_1_7), FN(tile_1_8)};
+    static FN(tile) *const four[] = {FN(tile_4_1), FN(tile_4_2), FN(tile_4_3), FN(tile_4_4)};
+    static FN(tile) *const two[] = {FN(tile_2_4), FN(tile_2_5), FN(tile_2_6), FN(tile_2_7),
+                                    FN(tile_2_8)}; /* a half of 9 or more inputs is 4 or more */
     const int64_t most = FN(inputs_at_once)(a->m), width = (a->k + STEP - 1) / STEP * STEP;
     const int64_t streams = most > 4 ? 2 : 4, apart = (last - first) / streams;
     const int64_t turn = a->m > most ? GROUP : apart, rest = first + streams * apart;
@@ -122,17 +126,14 @@ static TARGET void FN(linear_part)(const linear_args *a, const linear_job *job, 
         const int64_t count = apart - i < turn ? apart - i : turn;
         for (int64_t m0 = 0; m0 < a->m; m0 += most) {
             const int64_t n = a->m - m0 < most ? a->m - m0 : most;
-            const DOT_X *half = x + m0 * width;
-            if (n > 4 || streams == 4)
-                parallel[n - 1](a, job, half, (FN(stretch)){first + i, count, apart, m0});
-            else /* the smaller half of 9 inputs: its own tile takes 4 rows at once */
-                for (int64_t s = first + i; s < rest; s += apart)
-                    single[n - 1](a, job, half, (FN(stretch)){s, count, 0, m0});
+            FN(tile) *const tile = streams == 4 ? four[n - 1] : two[n - 4];
+            tile(a, job, x + m0 * width, (FN(stretch)){first + i, count, apart, m0, n});
         }
     }
-    for (int64_t m0 = 0; m0 < a->m; m0 += most) {
-        const int64_t n = a->m - m0 < most ? a->m - m0 : most;
-        single[n - 1](a, job, x + m0 * width, (FN(stretch)){rest, last - rest, 0, m0});
+    for (int64_t m = 0; m < a->m; m++) { /* up to three rows are left */
+        const int64_t m0 = m / most * most, n = a->m - m0 < most ? a->m - m0 : most;
+        const DOT_X *one = x + m0 * width + (m - m0) * STEP;
+        FN(tile_1_1)(a, job, one, (FN(stretch)){rest, last - rest, 0, m, n});
     }
 }
 

@@ -43,7 +43,6 @@ class Native:
         if handle.skimp_abi() != _ABI:
             raise BuildError(f"{path} was built from another version of its source")
         self.handle = handle
-        self.openmp = bool(handle.skimp_openmp())
         self.threads = 1
         self._isa = handle.skimp_isa
         self._linear = _function(handle, "skimp_linear")
@@ -62,20 +61,59 @@ class Native:
         return self.isa
 
     def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None
+    ) -> Tensor | None:
+        dtype = x.dtype
+        code = _DTYPES.get(dtype)
+        *lead, k = x.shape
+        height, width = weight.shape
+        stride, step = weight.stride()
+        size = x.numel()
+        if code is None or width != k or step != 1 or size > MOST_ROWS * k or not size:
+            return None
+        if weight.dtype is not dtype or not weight.is_cpu:
+            return None
+        if bias is not None and not _fits(bias, dtype, height):
+            return None
+        if not x.is_contiguous():
+            x = x.contiguous()
+        if rows is not None:
+            rows = _rows(rows)
+        lead.append(height if rows is None else rows.shape[0])
+        out = x.new_empty(lead)
+        packed = _LINEAR[1].pack(
+            x.data_ptr(),
+            0 if rows is None else rows.data_ptr(),
+            size // k,
+            k,
+            code,
+            self.threads,
+            1,
+            weight.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            lead[-1],
+            stride,
+            height,
+        )
+        failed = self._linear(packed)
+        if failed:
+            _complain(failed, "rows", height)
+        return out
+
+    def linear_many(
         self,
         x: Tensor,
         weights: Sequence[Tensor],
         biases: Sequence[Tensor | None],
         rows: Tensor | None,
     ) -> tuple[Tensor, ...] | None:
-        """One output a weight; the weights may differ in their number of rows alone."""
+        """One output a weight, of up to four; the weights may differ in their number of rows."""
         dtype = x.dtype
         code = _DTYPES.get(dtype)
-        size = x.numel()
-        if code is None or not size or len(weights) > 4:
-            return None
         *lead, k = x.shape
-        if size > MOST_ROWS * k:
+        size = x.numel()
+        if code is None or not size or size > MOST_ROWS * k or not 0 < len(weights) <= 4:
             return None
         if not x.is_contiguous():
             x = x.contiguous()
@@ -88,27 +126,19 @@ class Native:
             stride, step = weight.stride()
             if weight.dtype is not dtype or width != k or step != 1 or not weight.is_cpu:
                 return None
-            if bias is not None and (
-                bias.dtype is not dtype or bias.shape != (height,) or not bias.is_contiguous()
-            ):
+            if bias is not None and not _fits(bias, dtype, height):
                 return None
             count = height if rows is None else rows.shape[0]
             out = x.new_empty((*lead, count))
             outs.append(out)
-            jobs += (
-                weight.data_ptr(),
-                0 if bias is None else bias.data_ptr(),
-                out.data_ptr(),
-                count,
-                stride,
-                height,
-            )
+            at = 0 if bias is None else bias.data_ptr()
+            jobs += (weight.data_ptr(), at, out.data_ptr(), count, stride, height)
         many = len(outs)
         at = 0 if rows is None else rows.data_ptr()
         packed = _LINEAR[many].pack(x.data_ptr(), at, size // k, k, code, self.threads, many, *jobs)
         failed = self._linear(packed)
         if failed:
-            _complain(failed, "rows", weights[0].shape[0])
+            _complain(failed, "rows", min(weight.shape[0] for weight in weights))
         return tuple(outs)
 
     def neurons(self, h: Tensor, weight_t: Tensor, rows: Tensor | None) -> Tensor | None:
@@ -258,8 +288,15 @@ def _function(handle: ctypes.CDLL, name: str) -> Callable[[bytes], int]:
     return function
 
 
+def _fits(bias: Tensor, dtype: torch.dtype, height: int) -> bool:
+    good = bias.dtype is dtype and bias.is_cpu and bias.is_contiguous()
+    return good and bias.shape == (height,)
+
+
 def _rows(rows: Tensor) -> Tensor:
     """A list of rows as the library reads it: int32, one after the other."""
+    if rows.dtype is torch.int32 and rows.is_contiguous():
+        return rows
     return rows.to(torch.int32).contiguous()
 
 

@@ -2,19 +2,20 @@
  *
  * The sums stay in float32 in the cache, a stretch of columns at a time. Four rows from far parts
  * of the list are added at once, so that a sum is loaded and stored once for four rows and each
- * part of the weight is read in a long run. */
-INLINE void FN(add_rows)(const int S, const neurons_args *a, const E *const *w,
+ * part of the weight is read in a long run. For the same reason the parts of a call are stretches
+ * of rows, not of columns, each with sums of its own. */
+INLINE void FN(add_rows)(const int S, int64_t inputs, int64_t width, const E *const *w,
                          const E *const *next, const float *h, float *sums, int64_t columns) {
-    const int64_t width = (columns + STEP - 1) / STEP * STEP;
     for (int64_t c = 0; c < columns; c += STEP) {
         PAIR row[STREAMS];
         if (next) {
             UNROLL for (int s = 0; s < S; s++) FN(fetch)(next[s] + c);
         }
         UNROLL for (int s = 0; s < S; s++) {
-            row[s] = columns - c >= STEP ? FN(load)(w[s] + c) : FN(load_some)(w[s] + c, columns - c);
+            const E *from = w[s] + c;
+            row[s] = columns - c >= STEP ? FN(load)(from) : FN(load_some)(from, columns - c);
         }
-        for (int64_t m = 0; m < a->m; m++) {
+        for (int64_t m = 0; m < inputs; m++) {
             float *to = sums + m * width + c;
             VF even = NAME(load)(to), odd = NAME(load)(to + VW);
             UNROLL for (int s = 0; s < S; s++) {
@@ -28,8 +29,9 @@ INLINE void FN(add_rows)(const int S, const neurons_args *a, const E *const *w,
 }
 
 /* Rows i, i + apart, ... of the list: S of them. */
-INLINE void FN(add_at)(const int S, const neurons_args *a, int64_t i, int64_t apart, float *sums,
-                       int64_t first, int64_t columns) {
+INLINE void FN(add_at)(const int S, const neurons_work *work, int64_t i, int64_t apart,
+                       float *sums, int64_t first, int64_t columns) {
+    const neurons_args *a = work->args;
     const E *w[STREAMS], *next[STREAMS];
     float h[MOST_INPUTS * STREAMS];
     UNROLL for (int s = 0; s < S; s++) {
@@ -39,30 +41,40 @@ INLINE void FN(add_at)(const int S, const neurons_args *a, int64_t i, int64_t ap
         next[s] = w[s] + (a->rows ? a->rows[later] - a->rows[at] : 0) * a->stride;
         for (int64_t m = 0; m < a->m; m++) h[m * S + s] = FN(one)(((const E *)a->h)[m * a->r + at]);
     }
-    FN(add_rows)(S, a, w, a->rows ? next : NULL, h, sums, columns);
+    FN(add_rows)(S, a->m, work->width, w, a->rows ? next : NULL, h, sums, columns);
 }
 
-static TARGET int FN(neurons)(const neurons_args *a, int part, int parts) {
-    const int64_t blocks = (a->n + STEP - 1) / STEP, apart = a->r / STREAMS;
-    const int64_t first = blocks * part / parts * STEP;
-    const int64_t last = part + 1 == parts ? a->n : blocks * (part + 1) / parts * STEP;
-    const int64_t most = 4096; /* columns at a time: 16 KB of sums an input */
-    float *sums = scratch((size_t)(a->m * (most + STEP)) * sizeof *sums);
-    if (!sums) return FAIL_MEMORY;
-    for (int64_t c = first; c < last; c += most) {
-        const int64_t columns = last - c < most ? last - c : most;
-        const int64_t width = (columns + STEP - 1) / STEP * STEP;
-        memset(sums, 0, (size_t)(a->m * width) * sizeof *sums);
-        for (int64_t i = 0; i < apart; i++) FN(add_at)(STREAMS, a, i, apart, sums, c, columns);
-        for (int64_t i = STREAMS * apart; i < a->r; i++) FN(add_at)(1, a, i, 0, sums, c, columns);
-        for (int64_t m = 0; m < a->m; m++) {
-            E *out = (E *)a->out + m * a->n + c;
-            for (int64_t j = 0; j < columns; j += STEP) {
-                const float *from = sums + m * width + j;
-                const PAIR v = {NAME(load)(from), NAME(load)(from + VW)};
-                if (columns - j >= STEP) FN(put)(out + j, v);
-                else FN(put_some)(out + j, v, columns - j);
+static TARGET int FN(neurons)(const neurons_work *work, int part, int parts) {
+    const neurons_args *a = work->args;
+    const int64_t first = a->r * part / parts, last = a->r * (part + 1) / parts;
+    const int64_t apart = (last - first) / STREAMS, most = 4096; /* columns: 16 KB an input */
+    float *sums = work->sums + part * a->m * work->width;
+    memset(sums, 0, (size_t)(a->m * work->width) * sizeof *sums);
+    for (int64_t c = 0; c < a->n; c += most) {
+        const int64_t columns = a->n - c < most ? a->n - c : most;
+        for (int64_t i = 0; i < apart; i++)
+            FN(add_at)(STREAMS, work, first + i, apart, sums + c, c, columns);
+        for (int64_t i = first + STREAMS * apart; i < last; i++)
+            FN(add_at)(1, work, i, 0, sums + c, c, columns);
+    }
+    return 0;
+}
+
+/* Adds the parts' sums up and rounds. */
+static TARGET int FN(neurons_end)(const neurons_work *work, int none, int parts) {
+    const neurons_args *a = work->args;
+    (void)none;
+    for (int64_t m = 0; m < a->m; m++) {
+        E *out = (E *)a->out + m * a->n;
+        for (int64_t j = 0; j < a->n; j += STEP) {
+            PAIR v = {{0}, {0}};
+            for (int64_t part = 0; part < parts; part++) {
+                const float *from = work->sums + (part * a->m + m) * work->width + j;
+                v.a += NAME(load)(from);
+                v.b += NAME(load)(from + VW);
             }
+            if (a->n - j >= STEP) FN(put)(out + j, v);
+            else FN(put_some)(out + j, v, a->n - j);
         }
     }
     return 0;

@@ -62,10 +62,7 @@ def linear(
         IndexError: `rows` points outside of `weight`.
     """
     if _plain(x):
-        library = find()
-        if library is not None and (many := library.linear(x, (weight,), (bias,), rows)):
-            return many[0]
-        return reference.linear(x, weight, bias, rows)
+        return _linear(x, weight, bias, rows)
     return torch.ops.skimp.linear(x, weight, bias, rows)
 
 
@@ -164,15 +161,22 @@ def _plain(x: Tensor) -> bool:
 # What the operators do on a CPU: the native library if it takes the call, else the reference.
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor:
-    return _linears(x, (weight,), (bias,), rows)[0]
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None
+) -> Tensor:
+    library = find()
+    if library is not None:
+        out = library.linear(x, weight, bias, rows)
+        if out is not None:
+            return out
+    return reference.linear(x, weight, bias, rows)
 
 
 def _linears(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: Tensor | None
 ) -> tuple[Tensor, ...]:
     library = find()
-    if library is not None and (many := library.linear(x, weights, biases, rows)):
+    if library is not None and (many := library.linear_many(x, weights, biases, rows)):
         return many
     pairs = zip(weights, biases, strict=True)
     return tuple(reference.linear(x, weight, bias, rows) for weight, bias in pairs)
@@ -204,8 +208,10 @@ def _linear3(
 
 def _neurons(h: Tensor, weight_t: Tensor, rows: Tensor | None = None) -> Tensor:
     library = find()
-    if library is not None and (out := library.neurons(h, weight_t, rows)) is not None:
-        return out
+    if library is not None:
+        out = library.neurons(h, weight_t, rows)
+        if out is not None:
+            return out
     return reference.neurons(h, weight_t, rows)
 
 

@@ -123,7 +123,7 @@ static inline void store(const operand *to, int64_t offset, int64_t stride, cons
 
 /* The operations, by the numbers that lower.py gives them. */
 enum { COPY, NEG, COS, SIN, RSQRT, SQRT, SILU, GELU, GELU_TANH, RELU, SIGMOID, TANH, EXP, SQUARE,
-       POWER, CLAMP, RECIPROCAL, ABS, /* then those of two inputs */ ADD, SUB, MUL, DIV, MAXIMUM,
+       POWER, CLAMP, RECIPROCAL, ABS, FILL, /* then those of two inputs */ ADD, SUB, MUL, DIV, MAXIMUM,
        MINIMUM };
 
 #define EACH(expression) for (int64_t i = 0; i < n; i++) { const float x = a[i]; a[i] = (expression); }
@@ -151,6 +151,7 @@ static inline void compute(int64_t op, float *a, const float *b, const double *s
     case CLAMP: EACH(x < s ? s : x > t ? t : x) break;
     case RECIPROCAL: EACH(1.0f / x) break;
     case ABS: EACH(fabsf(x)) break;
+    case FILL: for (int64_t i = 0; i < n; i++) a[i] = s; break;
     case ADD: BOTH(x + s * y) break; /* s: torch's alpha */
     case SUB: BOTH(x - s * y) break;
     case MUL: BOTH(x * y) break;
@@ -168,6 +169,7 @@ static inline int64_t integer(int64_t op, int64_t x, int64_t y, const double *sc
     case SUB: return x - s * y;
     case MUL: return x * y;
     case CLAMP: return x < s ? s : x > t ? t : x;
+    case FILL: return s;
     default: return x;
     }
 }

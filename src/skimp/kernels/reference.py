@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None
+) -> Tensor:
     """``x [..., K] · weight[rows] [R, K]ᵀ (+ bias[rows])``; `rows` None: all of them."""
     if rows is not None:
         weight = weight.index_select(0, rows)
@@ -19,7 +21,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None) 
     return functional.linear(x, weight, bias)
 
 
-def neurons(h: Tensor, weight_t: Tensor, rows: Tensor | None) -> Tensor:
+def neurons(h: Tensor, weight_t: Tensor, rows: Tensor | None = None) -> Tensor:
     """``h [..., R] · weight_t[rows] [R, N]``; `rows` None: all of them."""
     return h @ (weight_t if rows is None else weight_t.index_select(0, rows))
 
@@ -30,8 +32,8 @@ def attend(
     v: Tensor,
     valid: Tensor,
     scale: float,
-    softcap: float,
-    sinks: Tensor | None,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention of new queries over a cache, softmax in float32.
 
@@ -71,7 +73,9 @@ def store(cache: Tensor, new: Tensor, index: Tensor) -> None:
     cache.index_copy_(2, index, new)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, round_first: bool) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, round_first: bool = True
+) -> Tensor:
     """``x / rms(x) · (weight + offset)`` over the last dimension, the mean square in float32.
 
     `round_first`: what is normalised is rounded to the dtype of `x` before it is multiplied (as

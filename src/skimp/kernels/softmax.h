@@ -26,7 +26,6 @@ static TARGET float NAME(softmax)(float *row, int64_t count, float scale, float 
     NAME(put)(lanes, top);
     for (int i = 0; i < VW; i++) max = lanes[i] > max ? lanes[i] : max;
     max *= scale;
-    if (sink && *sink > max) max = *sink;
     if (max == -INFINITY) {
         int nan = 0; /* a score that is not a number is larger than nothing, but not nothing */
         for (int64_t i = 0; i < count; i++) nan |= row[i] != row[i];

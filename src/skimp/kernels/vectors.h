@@ -1,8 +1,8 @@
 /* Vectors of floats for one instruction set; included once for each.
  *
- * The including file sets ISA (a suffix), TARGET (an attribute), VW (floats in a vector) and FMA (0 or 1). The
- * compiler's own vector types do the arithmetic, and it fuses a product and a sum where the
- * processor can; only sums across a vector need to be spelled out. */
+ * The including file sets ISA (a suffix), TARGET (an attribute), VW (floats in a vector) and FMA
+ * (whether a product and a sum are one instruction). The compiler's own vector types do the
+ * arithmetic; only sums across a vector need to be spelled out. */
 #undef VF
 #undef VI
 #undef VF_ANYWHERE
@@ -55,13 +55,16 @@ INLINE void NAME(sums)(const VF *v, float *out) {
         const __m512 x = t[2 * i], y = t[2 * i + 1];
         t[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, x, y), _mm512_shuffle_ps(x, y, 0x4e));
     }
-    const __m512 x = t[0], y = t[1];
-    _mm512_storeu_ps(out, _mm512_add_ps(_mm512_shuffle_ps(x, y, 0x88), _mm512_shuffle_ps(x, y, 0xdd)));
+    const __m512 even = _mm512_shuffle_ps(t[0], t[1], 0x88);
+    const __m512 odd = _mm512_shuffle_ps(t[0], t[1], 0xdd);
+    _mm512_storeu_ps(out, _mm512_add_ps(even, odd));
 }
 #elif FMA
 INLINE void NAME(sums)(const VF *v, float *out) {
     __m256 t[4];
-    UNROLL for (int i = 0; i < 4; i++) t[i] = _mm256_hadd_ps((__m256)v[2 * i], (__m256)v[2 * i + 1]);
+    UNROLL for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_hadd_ps((__m256)v[2 * i], (__m256)v[2 * i + 1]);
+    }
     const __m256 low = _mm256_hadd_ps(t[0], t[1]), high = _mm256_hadd_ps(t[2], t[3]);
     _mm256_storeu_ps(out, _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
                                         _mm256_permute2f128_ps(low, high, 0x31)));

@@ -140,7 +140,7 @@ def _against_bound(speed: Speed) -> str:
     part = f"{max(0.0, (value - 1) / (bound - 1)):.0%}"
     return (
         f"If time were proportional to bytes read it would be {numbers.times(bound)}; "
-        f"{part} of that gain was collected."
+        f"{part} of that gain was collected, and the speedup is {value / bound:.0%} of the bound."
     )
 
 

@@ -16,7 +16,7 @@ ARENA, WEIGHT, INPUT = "arena", "weight", "input"
 # In the order of program.h: of one input, then of two.
 _UNARY = (
     "copy neg cos sin rsqrt sqrt silu gelu gelu_tanh relu sigmoid tanh exp square power clamp "
-    "reciprocal abs"
+    "reciprocal abs fill"
 )
 _BINARY = "add sub mul div maximum minimum"
 MAP_OPS = tuple(f"{_UNARY} {_BINARY}".split())

@@ -56,6 +56,10 @@ def _clamp(
     )
 
 
+def _zeros(lowering: Lowering, out: Tensor, like: Tensor, **options: Any) -> None:
+    lowering.map("fill", out, out, scalars=(0.0, 0.0))
+
+
 def _reduced(mean: bool) -> Handler:
     def handler(
         lowering: Lowering, out: Tensor, x: Tensor, dims: Any, keep: bool = False, **options: Any
@@ -151,6 +155,7 @@ def _attend(
 
 LOWERED: dict[Any, Handler] = {
     aten._to_copy.default: _unary("copy"),
+    aten.zeros_like.default: _zeros,
     aten.clone.default: _unary("copy"),
     aten.neg.default: _unary("neg"),
     aten.cos.default: _unary("cos"),
