@@ -38,10 +38,11 @@ INLINE void FN(add_at)(const int S, const neurons_work *work, int64_t i, int64_t
         const int64_t at = i + s * apart;
         w[s] = (const E *)a->weight + (a->rows ? a->rows[at] : at) * a->stride + first;
         const int64_t later = at + FETCH_ROWS < a->r ? at + FETCH_ROWS : at;
-        next[s] = w[s] + (a->rows ? a->rows[later] - a->rows[at] : 0) * a->stride;
+        next[s] = w[s] + (a->rows ? (a->rows[later] - a->rows[at]) * a->stride
+                                  : (int64_t)(FETCH_BYTES / sizeof(E)));
         for (int64_t m = 0; m < a->m; m++) h[m * S + s] = FN(one)(((const E *)a->h)[m * a->r + at]);
     }
-    FN(add_rows)(S, a->m, work->width, w, a->rows ? next : NULL, h, sums, columns);
+    FN(add_rows)(S, a->m, work->width, w, a->rows || a->m > 1 ? next : NULL, h, sums, columns);
 }
 
 static TARGET int FN(neurons)(const neurons_work *work, int part, int parts) {
