@@ -27,7 +27,6 @@ CUT = 7
 PLAIN = {"falcon-7b", "falcon-40b", "falcon-11b", "falcon-alibi", "gptj", "deepseek_v3"}
 # What decodes on the slots, but by torch: routed experts, and code that asks for values.
 ROUTED = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"}
-TORCH = ROUTED  # as they come
 
 
 def prompts(batch: Batch, columns: int) -> list[list[int]]:
@@ -83,7 +82,7 @@ def test_every_family_decodes_as_it_should(model: nn.Module, sample: Sample) -> 
     engine = Engine(model)
     reason = engine.warm_up(1)
     assert (engine.plain is not None) == (sample.name in PLAIN)
-    assert (reason is not None) == (sample.name in PLAIN | TORCH), reason
+    assert (reason is not None) == (sample.name in PLAIN | ROUTED), reason
 
 
 def test_cached_equals_uncached(
@@ -210,7 +209,7 @@ def test_long_answers_come_to_the_program(
     model: nn.Module, sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is made once plain decoding has cost as much, in the middle of a request."""
-    if sample.name in PLAIN | TORCH:
+    if sample.name in PLAIN | ROUTED:
         pytest.skip(f"{sample.name} decodes by torch")
     engine = Engine(model)
     assert isinstance(engine.runner, NativeRunner)
@@ -222,7 +221,7 @@ def test_long_answers_come_to_the_program(
 
 def test_fifty_prompts_one_program(model: nn.Module, sample: Sample) -> None:
     """Neither a prompt's length nor a request's room makes a new decode step."""
-    if sample.name in PLAIN | TORCH:
+    if sample.name in PLAIN | ROUTED:
         pytest.skip(f"{sample.name} decodes by torch")
     engine = Engine(model)
     engine.warm_up(1)

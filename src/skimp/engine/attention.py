@@ -72,15 +72,7 @@ def _decode(
     kernels.store(slot.values, entry.values, index)
     valid = run.valid(slot)
     if query.is_cuda and not softcap and sinks is None:
-        out = F.scaled_dot_product_attention(
-            query,
-            slot.keys,
-            slot.values,
-            valid[:, None],
-            scale=scale,
-            enable_gqa=query.shape[1] != slot.keys.shape[1],
-        )
-        return out.transpose(1, 2)
+        return _fused(query, slot.keys, slot.values, valid[:, None], scale)
     return kernels.attend(query, slot.keys, slot.values, valid, scale, softcap, sinks)
 
 
@@ -114,14 +106,21 @@ def _prefill(
     if softcap or sinks is not None:
         mask = run.mask(slot.size, past) if mask is None else mask
         return _scores(query, keys, values, mask, scale, softcap, sinks)
+    return _fused(query, keys, values, mask, scale, causal=causal and run.queries > 1)
+
+
+def _fused(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool = False,
+) -> Tensor:
+    """torch's own attention, [B, Q, H, Dv]; `mask` is bool, None: all keys, or causal ones."""
+    grouped = query.shape[1] != keys.shape[1]
     out = F.scaled_dot_product_attention(
-        query,
-        keys,
-        values,
-        mask,
-        is_causal=causal and run.queries > 1,
-        scale=scale,
-        enable_gqa=query.shape[1] != keys.shape[1],
+        query, keys, values, mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )
     return out.transpose(1, 2)
 

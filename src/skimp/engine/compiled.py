@@ -62,7 +62,7 @@ class CompiledRunner(SlotRunner):
             index: Slot(*pair, shape.window)
             for (index, shape), pair in zip(self.shapes.items(), pairs, strict=True)
         }
-        return self.step(slots, pads, True, at, tokens)
+        return self.step(slots, pads, at, tokens)
 
     def _rounded(self, capacity: int) -> int:
         return -(-capacity // self._bucket) * self._bucket

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from skimp.engine.pieces import Pieces
+from skimp.engine.runners import pad_left
 from skimp.engine.sampling import Sampler, Sampling, check
 from skimp.engine.state import State
 from skimp.engine.stopping import StopStrings
@@ -187,10 +188,5 @@ def _room(request: Request) -> tuple[int, bool]:
 
 
 def _see(sampler: Sampler, prompts: Sequence[Sequence[int]]) -> None:
-    longest = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-        mask[row, : len(prompt)] = True
-    sampler.see(ids, mask)
+    ids, pads = pad_left([list(prompt) for prompt in prompts], pad=0)
+    sampler.see(ids, torch.arange(ids.shape[1]) >= pads[:, None])

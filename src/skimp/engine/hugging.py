@@ -1,20 +1,12 @@
 """The engine behind transformers' own `generate`, whose options then all apply."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from skimp.engine.state import State
+from skimp.engine.generation import Decoder
 from skimp.errors import RequestError
-
-
-class Decoder(Protocol):
-    """What `generate` needs of an engine."""
-
-    def prefill(self, prompts: Any, new: int) -> tuple[Tensor, State]: ...
-
-    def decode(self, state: State, tokens: Tensor) -> Tensor: ...
 
 
 def custom_generate(engine: Decoder) -> Any:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import psutil
 import torch
 
 from skimp.engine.runners import Runner
 from skimp.engine.state import State
 from skimp.errors import RequestError
+from skimp.measure.memory import available_bytes
 from skimp.models.anatomy import Anatomy
 
 
@@ -52,7 +52,7 @@ def check_room(state: State, tokens: int) -> None:
 
 def check_memory(runner: Runner, batch: int, capacity: int, device: torch.device) -> None:
     """Raise RequestError, saying what would fit, if the cache exceeds the memory that is free."""
-    free = free_bytes(device)
+    free = available_bytes(device)
     wanted = runner.cache_bytes(batch, capacity)
     if wanted <= free:
         return
@@ -67,12 +67,3 @@ def check_memory(runner: Runner, batch: int, capacity: int, device: torch.device
         f"batch: the KV cache of {batch} sequences of {capacity} tokens needs "
         f"{wanted / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; {remedy}."
     )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that a new cache could take."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + held
-    return psutil.virtual_memory().available

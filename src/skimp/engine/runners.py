@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from skimp.engine.probing import forward, last_only
@@ -56,13 +56,11 @@ class SlotRunner:
 
     def decode(self, state: State, tokens: Tensor) -> Tensor:
         at = torch.full((1,), state.length, device=state.pads.device)
-        return self.step(state.cache, state.pads, state.padded, at, tokens)
+        return self.step(state.cache, state.pads, at, tokens)
 
-    def step(
-        self, slots: Mapping[int, Slot], pads: Tensor, padded: bool, at: Tensor, tokens: Tensor
-    ) -> Tensor:
+    def step(self, slots: Mapping[int, Slot], pads: Tensor, at: Tensor, tokens: Tensor) -> Tensor:
         """A decode step as a function of tensors alone, so that it can be compiled."""
-        run = Pass(pads, padded, queries=1, at=at)
+        run = Pass(pads, padded=True, queries=1, at=at)
         return forward(self.model, SlotCache(slots, run), run, tokens[:, None])
 
 
@@ -116,12 +114,3 @@ def pad_left(prompts: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
     pads = [longest - len(prompt) for prompt in prompts]
     rows = [[pad] * gap + prompt for gap, prompt in zip(pads, prompts, strict=True)]
     return torch.tensor(rows), torch.tensor(pads)
-
-
-def parameters_bytes(model: nn.Module) -> int:
-    """Bytes of the weights and buffers that a model holds, shared ones once."""
-    seen = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-    return sum(seen.values())

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from skimp.engine.program.listing import (
 )
 from skimp.engine.slots import Slot
 from skimp.errors import RequestError
+from skimp.kernels.native import MOST_ROWS
 
 _TYPES = {number: dtype for dtype, number in DTYPES.items()}
-_MOST_INPUTS = 16  # of the kernels' products
 
 
 class Program:
@@ -87,7 +88,7 @@ class Program:
         """An arena operand as a tensor."""
         start = (-self._arena.data_ptr()) % 64
         dtype = _TYPES[operand.dtype]
-        size = torch.empty((), dtype=dtype).element_size()
+        size = dtype.itemsize
         whole = self._arena[start : start + (self._arena.numel() - start) // size * size]
         return whole.view(dtype).as_strided(operand.shape, operand.strides, operand.offset // size)
 
@@ -129,15 +130,15 @@ class Program:
     ) -> tuple[int, Any]:
         width = x.shape[-1]
         made = structs.LayerNorm(
-            *map(self._address, (x, weight, bias, out)), _count(x) // width, width, x.dtype, eps
+            *map(self._address, (x, weight, bias, out)), prod(x.shape) // width, width, x.dtype, eps
         )
         return structs.LAYER_NORM, made
 
     def _gather(self, out: Operand, table: Operand, index: Operand) -> tuple[int, Any]:
-        size = torch.empty((), dtype=_TYPES[table.dtype]).element_size()
+        size = _TYPES[table.dtype].itemsize
         made = structs.Gather(
             *map(self._address, (table, index, out)),
-            _count(index),
+            prod(index.shape),
             table.shape[0],
             table.strides[0] * size,
             table.shape[1] * size,
@@ -183,7 +184,7 @@ class Program:
     ) -> tuple[int, Any]:
         batch, heads, _, width = q.shape
         kv_heads, wide = k.shape[1], v.shape[3]
-        size = torch.empty((), dtype=_TYPES[q.dtype]).element_size()
+        size = _TYPES[q.dtype].itemsize
         made = structs.Slot(slot)
         for name, fresh in (("stored_keys", k), ("stored_values", v)):
             setattr(
@@ -230,11 +231,4 @@ def slot_table(slots: Mapping[int, Slot]) -> Any:
 
 def fits(batch: int) -> bool:
     """Whether the native products take a batch of this size."""
-    return batch <= _MOST_INPUTS
-
-
-def _count(operand: Operand) -> int:
-    count = 1
-    for size in operand.shape:
-        count *= size
-    return count
+    return batch <= MOST_ROWS
