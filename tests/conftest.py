@@ -13,6 +13,8 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
+    # As wide as a user's pipe, whatever terminal or runner the tests are started from.
+    "COLUMNS": "140",
 }
 
 import pytest
