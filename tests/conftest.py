@@ -48,6 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def native_library() -> None:
+    """Compile the kernels into the user's cache: some tests then bring an empty one."""
+    from skimp import kernels
+
+    kernels.available()
+
+
 @pytest.fixture(scope="session")
 def shared_eval() -> Path:
     """The folder of real evaluation items beside the checkout; not part of the repository."""

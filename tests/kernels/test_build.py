@@ -104,6 +104,21 @@ def test_processes_at_once_compile_once(stub: Path, tmp_path: Path) -> None:
     assert sum("kernels.c" in line for line in calls.read_text().splitlines()) == 1
 
 
+def test_nobody_waits_for_the_compiler(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = tmp_path / "go"
+    slow = script(tmp_path / "slow", f'while [ ! -e {go} ]; do sleep 0.02; done; exec cc "$@"')
+    monkeypatch.setenv("CC", str(slow))
+    assert library.at_hand() is None and library.at_hand() is None
+    assert kernels.being_made()
+    assert torch.equal(kernels.linear(torch.ones(1, 3), torch.ones(2, 3)), torch.full((1, 2), 3.0))
+    assert kernels.being_made()
+    go.touch()
+    assert kernels.available()  # waits
+    assert library.at_hand() is not None
+
+
 def test_no_compiler(stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(stub))
     assert uses_the_reference()

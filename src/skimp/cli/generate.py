@@ -77,6 +77,7 @@ def generate(
     cat article.txt | skimp generate demo - --no-chat --temperature 0.7 --top-p 0.9
     """
     del debug
+    from skimp import kernels
     from skimp.cli.prompts import encode
     from skimp.engine import Engine, Request
     from skimp.models.anatomy import Anatomy
@@ -106,7 +107,11 @@ def generate(
     )
     header = run.loaded_header(loaded, Anatomy.of(loaded.model), chosen or loaded.plan)
     del loaded  # and with it what the plan leaves out
-    run.finish({**header, "prompt": text, **_answer(run, engine, request)})
+    answer = _answer(run, engine, request)
+    run.finish({**header, "prompt": text, **answer})
+    if kernels.being_made():
+        with run.progress.task("Compiling kernels for later runs, once"):
+            kernels.available()
 
 
 def _sampling(

@@ -15,7 +15,7 @@ from skimp.engine.program.lower import lower
 from skimp.engine.runners import SlotRunner
 from skimp.engine.slots import SlotShape
 from skimp.engine.state import State
-from skimp.kernels.library import library
+from skimp.kernels.library import at_hand, library
 from skimp.kernels.tuning import settle_threads
 
 # Reading a step off the model's code takes about so many seconds. Once as much was spent on
@@ -55,7 +55,7 @@ class NativeRunner(SlotRunner):
         """The native step for a batch, if it is at hand or pays by now (`now`: in any case)."""
         if batch in self._programs or batch in self.refused:
             return self._programs.get(batch)
-        if not now and self._spent.get(batch, 0) < _PATIENCE:
+        if not now and (self._spent.get(batch, 0) < _PATIENCE or not self._settled()):
             return None
         with self._lock:
             try:
@@ -67,6 +67,10 @@ class NativeRunner(SlotRunner):
             except NotLowered as error:
                 self.refused[batch] = str(error)
         return self._programs.get(batch)
+
+    def _settled(self) -> bool:
+        """Whether it is known if there is a library; until then torch decodes."""
+        return at_hand() is not None or not kernels.being_made()
 
     def _listing(self, batch: int) -> Listing:
         if library() is None:

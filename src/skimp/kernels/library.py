@@ -19,6 +19,7 @@ class _State:
         self.reason: str | None = None
         self.threads = 1
         self.asked = False  # whether somebody chose the number of threads
+        self.maker: threading.Thread | None = None
 
 
 _state = _State()
@@ -32,6 +33,23 @@ def library() -> Native | None:
             if not _state.tried:
                 _load()
     return _state.native
+
+
+def at_hand() -> Native | None:
+    """Return the library if it is loaded; else None, and it is being made from now on.
+
+    Compiling takes many seconds, in which the twins in torch can do the work.
+    """
+    if not _state.tried and _state.maker is None:
+        # No daemon: a program that ends meanwhile lets it finish, or no short one ever had it.
+        _state.maker = threading.Thread(target=library, name="skimp-kernels")
+        _state.maker.start()
+    return _state.native
+
+
+def being_made() -> bool:
+    """Whether the library is being made in the background."""
+    return _state.maker is not None and _state.maker.is_alive()
 
 
 def available() -> bool:
@@ -85,7 +103,7 @@ def use_threads(count: int) -> None:
 def reload() -> None:
     """Forget the library, so that the next call looks for it anew; the environment may differ."""
     with _loading:
-        _state.tried, _state.native, _state.reason = False, None, None
+        _state.tried, _state.native, _state.reason, _state.maker = False, None, None, None
 
 
 def _load() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.library import Library, register_fake
 
 from skimp.kernels import reference
-from skimp.kernels.library import library as find
+from skimp.kernels.library import at_hand as find
 
 _NONE = (None, None, None)
 
