@@ -145,14 +145,18 @@ class Program:
         )
         return structs.GATHER, made
 
-    def _linear(
-        self, out: Operand, x: Operand, weight: Operand, bias: Operand | None
-    ) -> tuple[int, Any]:
-        height, width = weight.shape
-        made = structs.Linear(self._address(x), None, x.shape[0], width, x.dtype, self._threads, 1)
-        made.job[0] = structs.Job(
-            *map(self._address, (weight, bias, out)), height, weight.strides[0], height
+    def _linear(self, x: Operand, *jobs: Operand | None) -> tuple[int, Any]:
+        """`jobs`: out, weight and bias of each product with x."""
+        made = structs.Linear(
+            self._address(x), None, x.shape[0], x.shape[1], x.dtype, self._threads, len(jobs) // 3
         )
+        for index in range(made.jobs):
+            out, weight, bias = jobs[3 * index : 3 * index + 3]
+            assert weight is not None
+            height = weight.shape[0]
+            made.job[index] = structs.Job(
+                *map(self._address, (weight, bias, out)), height, weight.strides[0], height
+            )
         return structs.LINEAR, made
 
     def _neurons(self, out: Operand, h: Operand, weight: Operand) -> tuple[int, Any]:

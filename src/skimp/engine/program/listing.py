@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 DIMS = 5  # as in program.h
+MOST_JOBS = 4  # LINEAR_JOBS of abi.h
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int64: 2, torch.bool: 3}
 
 ARENA, WEIGHT, INPUT = "arena", "weight", "input"

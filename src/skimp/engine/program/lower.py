@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skimp.engine.program import siblings
 from skimp.engine.program.arena import Arena
 from skimp.engine.program.capture import (
     POSITIONS,
@@ -56,7 +57,8 @@ class Lowering:
             self._places[storage_key(tensor)] = (base, name, 0)
 
     def run(self, batch: int) -> Listing:
-        calls = self.captured.calls
+        given = {storage_key(tensor) for tensor in self.captured.inputs.values()}
+        calls = siblings.together(self.captured.calls, given)
         last = {storage_key(t): i for i, call in enumerate(calls) for t in _touched(call)}
         last[storage_key(self.captured.logits)] = len(calls)
         for index, call in enumerate(calls):
@@ -66,7 +68,7 @@ class Lowering:
                 if base == ARENA and last[key] == index:
                     self.arena.give(offset, _bytes(tensor))
         logits = self.operand(self.captured.logits)
-        return Listing(batch, self.arena.size, tuple(self.operations), logits)
+        return Listing(batch, self.arena.size, tuple(siblings.merged(self.operations)), logits)
 
     def _lower(self, call: Call) -> None:
         from skimp.engine.program.operations import LOWERED

@@ -103,7 +103,7 @@ def _addmm(
         raise NotLowered("a matrix product that is no linear layer's")
     taken, copied = lowering.contiguous(x)
     if rows.stride(1) == 1:
-        lowering.emit("linear", out, taken, rows, bias)
+        lowering.emit("linear", taken, out, rows, bias)
     elif weight.stride(1) == 1:  # stored the other way round (GPT-2)
         lowering.emit("neurons", out, taken, weight)
         if bias is not None:

@@ -4,9 +4,9 @@ import ctypes
 from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_void_p
 from typing import Any
 
-from skimp.engine.program.listing import DIMS
+from skimp.engine.program.listing import DIMS, MOST_JOBS
 
-_INPUTS, _JOBS = 3, 4
+_INPUTS = 3
 
 
 def _fields(pointers: str = "", numbers: str = "", reals: str = "", more: str = "") -> list:
@@ -71,7 +71,7 @@ class Job(Structure):
 class Linear(Structure):
     """`linear_args`."""
 
-    _fields_ = [*_fields("x rows", "m k dtype threads jobs"), ("job", Job * _JOBS)]
+    _fields_ = [*_fields("x rows", "m k dtype threads jobs"), ("job", Job * MOST_JOBS)]
 
 
 class Neurons(Structure):
