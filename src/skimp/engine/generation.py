@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from skimp.engine.pieces import Pieces
+from skimp.engine.quiet import alone
 from skimp.engine.runners import pad_left
 from skimp.engine.sampling import Sampler, Sampling, check
 from skimp.engine.state import State
@@ -102,16 +103,19 @@ class Generation:
         start = time.perf_counter()
         logits, state = self._engine.prefill(request.prompts, room, chunk=request.chunk)
         batch, vocabulary = logits.shape
-        sampler = Sampler(request.sampling, batch, vocabulary, logits.device)
+        device = logits.device
+        sampler = Sampler(request.sampling, batch, vocabulary, device)
         _see(sampler, request.prompts)
-        tokens = sampler.pick(logits)
+        with alone(device):
+            tokens = sampler.pick(logits)
         # On a GPU the next step is under way before this one's tokens are read.
-        ahead = logits.device.type != "cpu"
+        ahead = device.type != "cpu"
         for index in range(room):
             last = index + 1 == room
             following = self._engine.decode(state, tokens) if ahead and not last else None
             values = tokens.tolist()
-            check(logits)
+            with alone(device):
+                check(logits)
             passed = time.perf_counter() - start
             if index:
                 self.timing.steps.append(passed)
@@ -122,7 +126,8 @@ class Generation:
                 break
             start = time.perf_counter()
             logits = self._engine.decode(state, tokens) if following is None else following
-            tokens = sampler.pick(logits)
+            with alone(device):
+                tokens = sampler.pick(logits)
         for row in self._rows:
             row.close("context" if full else "length")
 

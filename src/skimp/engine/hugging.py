@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from skimp.engine.generation import Decoder
+from skimp.engine.quiet import alone
 from skimp.errors import RequestError
 
 
@@ -35,13 +36,14 @@ def custom_generate(engine: Decoder) -> Any:
         going = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         ids = input_ids
         for index in range(new):
-            scores = logits_processor(ids, logits.float())
-            tokens = _pick(scores, bool(generation_config.do_sample))
-            tokens = torch.where(going, tokens, _pad(generation_config))
-            ids = torch.cat([ids, tokens[:, None]], 1)
-            if streamer is not None:
-                streamer.put(tokens.cpu())
-            going = going & ~stopping_criteria(ids, None)
+            with alone(logits.device):
+                scores = logits_processor(ids, logits.float())
+                tokens = _pick(scores, bool(generation_config.do_sample))
+                tokens = torch.where(going, tokens, _pad(generation_config))
+                ids = torch.cat([ids, tokens[:, None]], 1)
+                if streamer is not None:
+                    streamer.put(tokens.cpu())
+                going = going & ~stopping_criteria(ids, None)
             if not bool(going.any()) or index + 1 == new:
                 break
             logits = engine.decode(state, tokens)

@@ -71,7 +71,10 @@ class Program:
             raise RequestError("tokens: one is outside the model's vocabulary or context.")
         if failed:
             raise MemoryError("the decode step found no memory to work in")
-        return self._logits.clone()
+        # Not torch's copy, whose threads would be in the way of the next step (engine/quiet.py).
+        logits = torch.empty_like(self._logits)
+        ctypes.memmove(logits.data_ptr(), self._logits.data_ptr(), logits.nbytes)
+        return logits
 
     def _address(self, operand: Operand | None) -> int | None:
         if operand is None:

@@ -67,8 +67,9 @@ class Lowering:
                 base, _, offset = self._places.get(key, (None, "", 0))
                 if base == ARENA and last[key] == index:
                     self.arena.give(offset, _bytes(tensor))
-        logits = self.operand(self.captured.logits)
-        return Listing(batch, self.arena.size, tuple(siblings.merged(self.operations)), logits)
+        logits, _ = self.contiguous(self.captured.logits)
+        operations = tuple(siblings.merged(self.operations))
+        return Listing(batch, self.arena.size, operations, self.operand(logits))
 
     def _lower(self, call: Call) -> None:
         from skimp.engine.program.operations import LOWERED
