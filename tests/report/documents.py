@@ -125,12 +125,35 @@ def bench(decode: float = 1.2, half: float = 0.02, bound: float | None = 1.25) -
             "decode": decode,
             "decode_interval": [decode - half, decode + half],
         },
+        "predicted": {
+            "dense": {"prefill_s": 0.85, "tpot_s": 0.029},
+            "planned": {"prefill_s": 0.78, "tpot_s": 0.0235},
+            "speedup": {"prefill": 1.09, "decode": 1.234},
+        },
         "byte_bound": {"decode": bound} if bound is not None else None,
+        "compute_bound": {"prefill": 1.14},
+        "collected": {
+            "prefill": {"gain": 0.857, "share": 0.982},
+            "decode": {"gain": (decode - 1) / (bound - 1), "share": decode / bound},
+        }
+        if bound is not None
+        else None,
+        "engine": {
+            "dense": {"path": "native", "reason": None},
+            "planned": {"path": "native", "reason": None},
+            "threads": 2,
+        },
         "faster": decode - half > 1,
         "rounds": 12,
         "measured": {"bandwidth": 2.1e10, "matmul": 1.5e11, "launch": 1.4e-6, "threads": 2},
         "command": "skimp bench plan.yaml",
     }
+
+
+def old_bench() -> Document:
+    """What `skimp bench` wrote before it foretold anything or said what decoded."""
+    later = ("predicted", "compute_bound", "collected", "engine")
+    return {name: value for name, value in bench().items() if name not in later}
 
 
 def samples() -> list[Document]:
@@ -206,6 +229,14 @@ def hostile() -> Document:
         "planned": None,
         "speedup": {"decode": math.nan, "prefill": math.inf, "decode_interval": [1, 2, 3]},
         "byte_bound": 3,
+        "predicted": {"dense": 5, "planned": {"tpot_s": INJECTION}, "speedup": {"decode": -1e300}},
+        "compute_bound": {"prefill": math.inf},
+        "collected": {"prefill": [1], "decode": {"share": math.inf, "gain": math.nan}},
+        "engine": {
+            "dense": {"path": INJECTION, "reason": [INJECTION]},
+            "planned": "native",
+            "threads": 10**400,
+        },
     }
     text = f"\u202e\x00\ud800 שלום {INJECTION} 日本語 🎉\r\n"
     return {

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tests.report import documents
 
 from skimp.report import ReportData, render
-from skimp.report.facts import Estimate, Fill
+from skimp.report.facts import Collected, Decoder, Decoders, Estimate, Fill, Predicted
+from skimp.report.tables import speedup_table
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -17,9 +18,13 @@ _JSON = st.recursive(
     ),
     max_leaves=12,
 )
-_KEYS = st.sampled_from(
-    ["tasks", "mean", "fidelity", "plan", "dropped", "attention", "ffn", "fill", "path", "harm"]
-) | st.sampled_from(["machine", "speedup", "decode", "dense", "planned", "interval", "versions"])
+_KEYS = (
+    st.sampled_from(
+        ["tasks", "mean", "fidelity", "plan", "dropped", "attention", "ffn", "fill", "path", "harm"]
+    )
+    | st.sampled_from(["machine", "speedup", "decode", "dense", "planned", "interval", "versions"])
+    | st.sampled_from(["predicted", "collected", "engine", "share", "gain", "reason", "threads"])
+)
 _DOCUMENT = st.dictionaries(_KEYS, _JSON | st.dictionaries(_KEYS, _JSON, max_size=5), max_size=6)
 
 
@@ -159,6 +164,29 @@ def test_an_impossible_share_of_roofline_is_called_out() -> None:
     bench["dense"]["roofline_share"] = 2.5
     said = ReportData.from_documents(bench=bench).provenance.caveats
     assert any("above 100%" in text for text in said)
+
+
+def test_predictions_shares_and_decoders_are_read() -> None:
+    speed = ReportData.from_documents(bench=documents.bench()).speed
+    assert speed is not None
+    assert (speed.predicted.dense.tpot_s, speed.predicted.planned.prefill_s) == (0.029, 0.78)
+    assert (speed.predicted.prefill, speed.predicted.decode) == (1.09, 1.234)
+    assert (speed.prefill_bound, speed.decode_bound) == (1.14, 1.25)
+    assert speed.prefill_collected == Collected(share=0.982, gain=0.857)
+    assert speed.decoders == Decoders(Decoder("native"), Decoder("native"), 2)
+    old = ReportData.from_documents(bench=documents.old_bench())
+    assert old.speed and (old.speed.predicted, old.speed.decoders) == (Predicted(), Decoders())
+    assert not any("left out of this report" in text for text in old.provenance.caveats)
+
+
+def test_nothing_collected_of_a_bound_that_allows_nothing() -> None:
+    """Less than nothing of a gain is nothing, and of no gain there is no share."""
+    slower = documents.bench(0.9)
+    [_, decode] = speedup_table(ReportData.from_documents(bench=slower).speed)
+    assert (decode.share, decode.gain) == ("72.0%", "0.0%")
+    bare = {**documents.old_bench(), "byte_bound": {"decode": 1.0}}
+    [_, decode] = speedup_table(ReportData.from_documents(bench=bare).speed)
+    assert (decode.share, decode.gain) == ("120.0%", "–")
 
 
 def test_arguments_override_documents() -> None:

@@ -32,8 +32,18 @@ PARTS = {
         }
     },
     "only the dense model timed": {
-        "bench": {**documents.bench(), "planned": None, "speedup": None, "byte_bound": None}
+        "bench": {
+            **documents.bench(),
+            "planned": None,
+            "speedup": None,
+            "byte_bound": None,
+            "compute_bound": None,
+            "collected": None,
+            "predicted": {"dense": {"prefill_s": 0.8, "tpot_s": 0.02}, "planned": None},
+            "engine": {"dense": {"path": "native", "reason": None}, "planned": None, "threads": 1},
+        }
     },
+    "a bench without predictions": {"bench": documents.old_bench()},
     "126 layers": {"plan": documents.plan(126)},
     "200 layers": {"plan": documents.plan(200), "bench": documents.bench()},
     "everything": documents.everything(),
@@ -152,6 +162,9 @@ def test_hostile_values_are_named_among_the_caveats() -> None:
         "plan.dropped.attention[1]",
         "plan.dropped.ffn",
         "bench.byte_bound",
+        "bench.predicted.dense",
+        "bench.collected.prefill",
+        "bench.engine.planned",
         "samples[3]",
     ):
         assert f"{place} is not" in said
@@ -193,6 +206,56 @@ def test_full_report_shows_its_numbers() -> None:
         "Cut at the edge of the plot: layer 0 FF 4.25",
     ):
         assert text in html, text
+
+
+def _rows(html: str) -> list[list[str]]:
+    """Every table row as the texts of its cells, small print after a bar."""
+    cells = (
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)
+        for row in re.findall(r"(?s)<tr.*?</tr>", html)
+    )
+    plain = ([re.sub(r"</?bdi>|</small>", "", cell) for cell in row] for row in cells)
+    return [[cell.replace(" <small>", "|") for cell in row] for row in plain]
+
+
+def test_what_was_predicted_stands_beside_what_was_measured() -> None:
+    html = render(ReportData.from_documents(bench=documents.bench()))
+    rows = _rows(html)
+    assert ["prefill|predicted", "900 ms|850 ms", "800 ms|780 ms", "−11.1%|−8.2%"] in rows
+    assert [
+        "time per output token|predicted",
+        "30.0 ms|29.0 ms",
+        "25.0 ms|23.5 ms",
+        "−16.7%|−19.0%",
+    ] in rows
+    assert ["weights", "500 MB", "400 MB", "−20.0%"] in rows
+    prefill = ["prefill", "1.12×", "1.09×", "1.14×", "85.7%|98.2% of bound", "unproven"]
+    decode = ["decode", "1.20×|1.18–1.22", "1.23×", "1.25×", "80.0%|96.0% of bound", "faster"]
+    assert prefill in rows and decode in rows
+    assert "byte bound 1.25×; predicted 1.23×" in html
+    assert "Both sides were decoded by the native program, 2 threads." in html
+
+
+def test_a_file_without_predictions_is_shown_without_them() -> None:
+    """What was collected follows from the speedup and the bound, and is shown all the same."""
+    html = render(ReportData.from_documents(bench=documents.old_bench()))
+    page = html[html.index("<body>") :].lower()
+    assert "predicted" not in page and "decoded" not in page
+    assert ["prefill", "900 ms", "800 ms", "−11.1%"] in _rows(html)
+    assert ["prefill", "1.12×", "–", "–", "unproven"] in _rows(html)
+    decode = ["decode", "1.20×|1.18–1.22", "1.25×", "80.0%|96.0% of bound", "faster"]
+    assert decode in _rows(html)
+
+
+def test_what_decoded_each_side_is_said() -> None:
+    bench = documents.bench()
+    bench["engine"]["planned"] = {"path": "torch", "reason": "routed <experts>"}
+    html = render(ReportData.from_documents(bench=bench))
+    assert (
+        "Dense was decoded by the native program, 2 threads; planned was decoded by torch "
+        "(routed &lt;experts&gt;)."
+    ) in html
+    assert "decoded in different ways (native and torch)" in html
 
 
 def test_not_faster_is_said_in_the_headline() -> None:

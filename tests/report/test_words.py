@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skimp.report import words
-from skimp.report.facts import Estimate, Fidelity, Fill, Quality, Selection, Side, Speed, Task
+from skimp.report.facts import (
+    Decoder,
+    Decoders,
+    Estimate,
+    Fidelity,
+    Fill,
+    Quality,
+    Selection,
+    Side,
+    Speed,
+    Task,
+)
 
 DENSE = Side(weight_bytes=500e6, kv_bytes_per_token=46_080, roofline_share=0.8)
 PLANNED = Side(weight_bytes=450e6, kv_bytes_per_token=30_720, roofline_share=0.5)
@@ -84,6 +95,29 @@ def test_share_of_the_bound_is_stated() -> None:
     assert "50% of that gain" in words.decode_verdict(half).reason
     beyond = replace(half, decode_bound=1.05)
     assert "more than the 1.05×" in words.decode_verdict(beyond).reason
+
+
+@pytest.mark.parametrize(
+    ("decoders", "expected"),
+    [
+        (Decoders(), None),
+        (Decoders(threads=2), None),
+        (
+            Decoders(Decoder("native"), Decoder("native"), 1),
+            "Both sides were decoded by the native program, 1 thread.",
+        ),
+        (
+            Decoders(Decoder("torch", "too large"), Decoder("native")),
+            "Dense was decoded by torch (too large); planned was decoded by the native program.",
+        ),
+        (Decoders(Decoder("transformers")), "Dense was decoded by transformers."),
+    ],
+)
+def test_what_decoded_is_said_as_far_as_it_is_known(
+    decoders: Decoders, expected: str | None
+) -> None:
+    assert words.decoded_sentence(replace(speed(1.1), decoders=decoders)) == expected
+    assert words.decoded_sentence(None) is None
 
 
 def test_bound_is_derived_from_bytes_when_not_recorded() -> None:

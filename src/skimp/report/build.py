@@ -12,7 +12,7 @@ from skimp import __version__
 from skimp.errors import SkimpError
 from skimp.report import charts, importance_charts, layer_map, numbers, tables, words
 from skimp.report.data import ReportData
-from skimp.report.facts import KIND_LABEL, KINDS
+from skimp.report.facts import KIND_LABEL, KINDS, Predicted
 from skimp.report.samples import compare
 
 
@@ -83,6 +83,7 @@ def render(data: ReportData) -> str:
             version=__version__,
             left_out=words.left_out(data.selection),
             verdict=verdict,
+            decoded_sentence=words.decoded_sentence(data.speed),
             prefill_sentence=words.prefill_sentence(data.speed),
             quality_tone=_quality_tone(data),
             quality_sentence=words.quality_sentence(data.quality),
@@ -98,6 +99,7 @@ def render(data: ReportData) -> str:
             fidelity=tables.fidelity_table(data.qualities),
             differences=charts.difference_plot(data.qualities),
             speed_rows=tables.speed_table(data.speed),
+            foretold=data.speed is not None and data.speed.predicted != Predicted(),
             speedup_rows=tables.speedup_table(data.speed),
             ratios=charts.ratio_plot(data.speed) if data.speed else None,
             step_bytes=charts.bytes_plot(data.speed) if data.speed else None,

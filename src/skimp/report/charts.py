@@ -194,8 +194,10 @@ def bytes_plot(speed: Speed) -> Markup | None:
     return svg.plot("bytes", title, 76, drawn)
 
 
-def speed_gauge(name: str, speedup: Estimate, bound: float | None) -> Markup | None:
-    """One speedup on a line: dense at 1, the measured interval, and the byte bound as a tick."""
+def speed_gauge(
+    name: str, speedup: Estimate, bound: float | None, bound_name: str = "byte bound"
+) -> Markup | None:
+    """One speedup on a line: dense at 1, the measured interval, and the bound as a tick."""
     if speedup.value is None or not math.isfinite(speedup.value):
         return None
     bound = bound if bound is not None and math.isfinite(bound) else None
@@ -213,7 +215,7 @@ def speed_gauge(name: str, speedup: Estimate, bound: float | None) -> Markup | N
     drawn.append(svg.mark(scale.at(speedup.value), 12, 0, "dot series-0"))
     title = f"Speedup {numbers.times(speedup.value)}"
     title += f", 95% interval {between(speedup)}" if speedup.has_interval else ""
-    title += f", byte bound {numbers.times(bound)}" if bound is not None else ""
+    title += f", {bound_name} {numbers.times(bound)}" if bound is not None else ""
     return svg.plot(name, title, 24, drawn, "gauge")
 
 

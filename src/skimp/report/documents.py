@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from skimp.report.facts import (
     PARTS,
     Calibration,
+    Collected,
+    Decoder,
+    Decoders,
     Estimate,
     Fidelity,
     Fill,
     Importance,
     Part,
+    Predicted,
     Quality,
     Sample,
     Selection,
@@ -271,20 +275,46 @@ def _speedup(node: Reader, name: str, dense: float | None, planned: float | None
     return estimate
 
 
+def _read_predicted(node: Reader) -> Predicted:
+    speedup = node.child("speedup")
+    return Predicted(
+        dense=_read_side(node.child("dense")),
+        planned=_read_side(node.child("planned")),
+        prefill=speedup.number("prefill"),
+        decode=speedup.number("decode"),
+    )
+
+
+def _read_collected(node: Reader) -> Collected:
+    return Collected(share=node.number("share"), gain=node.number("gain"))
+
+
+def _read_decoders(node: Reader) -> Decoders:
+    sides = (node.child(name) for name in ("dense", "planned"))
+    dense, planned = (Decoder(side.text("path"), side.text("reason")) for side in sides)
+    return Decoders(dense, planned, threads=node.number("threads"))
+
+
 def read_speed(node: Reader) -> Speed | None:
     """One `bench` document; None if there is none."""
     if not node.is_mapping() or not node:
         return None
     dense, planned = _read_side(node.child("dense")), _read_side(node.child("planned"))
     speedup, bound = node.child("speedup"), node.child("byte_bound")
+    prefill_bound = node.child("compute_bound").number("prefill")
+    collected = node.child("collected")
     return Speed(
         workload=node.text("workload"),
         dense=dense,
         planned=planned,
         prefill=_speedup(speedup, "prefill", dense.prefill_s, planned.prefill_s),
         decode=_speedup(speedup, "decode", dense.tpot_s, planned.tpot_s),
-        prefill_bound=bound.number("prefill"),
+        prefill_bound=bound.number("prefill") if prefill_bound is None else prefill_bound,
         decode_bound=bound.number("decode"),
+        predicted=_read_predicted(node.child("predicted")),
+        prefill_collected=_read_collected(collected.child("prefill")),
+        decode_collected=_read_collected(collected.child("decode")),
+        decoders=_read_decoders(node.child("engine")),
     )
 
 

@@ -193,8 +193,46 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """What was foretold of the same prompts and steps: each side's times, and the speedups."""
+
+    dense: Side = Side()
+    planned: Side = Side()
+    prefill: float | None = None
+    decode: float | None = None
+
+
+@dataclass(frozen=True)
+class Collected:
+    """How much of its bound a speedup came to, and how much of the gain that the bound allows."""
+
+    share: float | None = None
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What decoded one side (`native`, `torch`, …); `reason`: why it was not the native program."""
+
+    path: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Decoders:
+    """What decoded each side, and with how many threads where it was the native program."""
+
+    dense: Decoder = Decoder()
+    planned: Decoder = Decoder()
+    threads: float | None = None
+
+
+@dataclass(frozen=True)
 class Speed:
-    """Dense beside planned on one workload; speedups and bounds are factors."""
+    """Dense beside planned on one workload; speedups and bounds are factors.
+
+    `decode_bound` goes by bytes, `prefill_bound` by FLOPs (in older files by bytes too).
+    """
 
     workload: str | None = None
     dense: Side = Side()
@@ -203,6 +241,10 @@ class Speed:
     decode: Estimate = Estimate()
     prefill_bound: float | None = None
     decode_bound: float | None = None
+    predicted: Predicted = Predicted()
+    prefill_collected: Collected = Collected()
+    decode_collected: Collected = Collected()
+    decoders: Decoders = Decoders()
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,13 @@ def caveats(
             yield f"{other.name} was not judged on the same number of items as the plan."
     if speed and not speed.decode.has_interval:
         yield "The decode speedup has no interval, so its spread is unknown."
+    decoders = (speed.decoders.dense, speed.decoders.planned) if speed else ()
+    paths = list(dict.fromkeys(side.path for side in decoders if side.path))
+    if len(paths) > 1:
+        yield (
+            f"The two sides were decoded in different ways ({' and '.join(paths)}), so "
+            "the decode speedup is not due to the plan alone."
+        )
     shares = (speed.dense.roofline_share, speed.planned.roofline_share) if speed else ()
     if any(share is not None and share > 1.05 for share in shares):
         yield (

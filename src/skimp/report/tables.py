@@ -1,5 +1,7 @@
 """The report's figures and tables as rows of text, ready to be laid out."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -7,12 +9,14 @@ from markupsafe import Markup
 from skimp.report import charts, numbers, words
 from skimp.report.facts import (
     KIND_LABEL,
+    Collected,
     Estimate,
     Fidelity,
     Importance,
     Part,
     Quality,
     Selection,
+    Side,
     Speed,
     Task,
 )
@@ -55,12 +59,13 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One line of the table of speed."""
+    """One line of the table of speed; `predicted` are the same figures as they were foretold."""
 
     name: str
     dense: str
     planned: str
     change: str
+    predicted: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,18 @@ class ImportanceTable:
 
 @dataclass(frozen=True)
 class SpeedupRow:
-    """One phase: measured speedup, interval, byte bound and the verdict in a word."""
+    """One phase: speedup, interval, prediction, bound, what was collected of it, and a verdict.
+
+    `share` is the speedup as a share of the bound, `gain` the share of the gain it allows.
+    """
 
     name: str
     speedup: str
     interval: str
+    predicted: str
     bound: str
+    share: str
+    gain: str
     state: str
     tone: str
 
@@ -109,10 +120,21 @@ def _decode_tile(speed: Speed | None) -> Tile:
         "Decode speed",
         numbers.times(speed.decode.value),
         _interval(speed.decode),
-        f"byte bound {numbers.times(bound)}" if bound is not None else "byte bound not recorded",
+        _beside(
+            f"byte bound {numbers.times(bound)}"
+            if bound is not None
+            else "byte bound not recorded",
+            speed.predicted.decode,
+        ),
         _speed_tone(speed.decode),
         charts.decode_gauge(speed),
     )
+
+
+def _beside(text: str, predicted: float | None) -> str:
+    """What a speedup is held against, with what was foretold after it."""
+    foretold = f"predicted {numbers.times(predicted)}" if predicted is not None else ""
+    return "; ".join(filter(None, [text, foretold]))
 
 
 def _speed_tone(speedup: Estimate) -> str:
@@ -130,9 +152,9 @@ def _prefill_tile(speed: Speed | None) -> Tile:
         "Prefill speed",
         numbers.times(speed.prefill.value),
         _interval(speed.prefill),
-        beside,
+        _beside(beside, speed.predicted.prefill),
         _speed_tone(speed.prefill),
-        charts.speed_gauge("gauge-prefill", speed.prefill, speed.prefill_bound),
+        charts.speed_gauge("gauge-prefill", speed.prefill, speed.prefill_bound, "bound"),
     )
 
 
@@ -291,8 +313,11 @@ def speed_table(speed: Speed | None) -> list[SpeedRow]:
     )
     rows: list[SpeedRow] = []
     for name, field, show in pairs:
-        dense, planned = getattr(speed.dense, field), getattr(speed.planned, field)
-        rows.append(SpeedRow(name, show(dense), show(planned), numbers.change(planned, dense)))
+        measured = _beside_each_other(speed.dense, speed.planned, field, show)
+        foretold = speed.predicted
+        predicted = _beside_each_other(foretold.dense, foretold.planned, field, show)
+        known = predicted if set(predicted) != {numbers.GAP} else None
+        rows.append(SpeedRow(name, *measured, known))
     dense, planned = speed.dense.roofline_share, speed.planned.roofline_share
     moved = None if dense is None or planned is None else planned - dense
     change = numbers.GAP if moved is None else f"{numbers.points(moved)} pt"
@@ -300,22 +325,47 @@ def speed_table(speed: Speed | None) -> list[SpeedRow]:
     return rows
 
 
+def _beside_each_other(
+    dense: Side, planned: Side, field: str, show: Callable[[float | None], str]
+) -> tuple[str, str, str]:
+    """One quantity of both sides, and its change."""
+    one, other = getattr(dense, field), getattr(planned, field)
+    return show(one), show(other), numbers.change(other, one)
+
+
 def speedup_table(speed: Speed | None) -> list[SpeedupRow]:
-    """One row a phase: the measured speedup, its interval, and what bytes would give."""
+    """One row a phase: speedup, interval, what was foretold, and what bytes or FLOPs would give."""
     if speed is None:
         return []
+    bounds = speed.prefill_bound, words.decode_bound(speed)
     phases = (
-        ("prefill", speed.prefill, speed.prefill_bound),
-        ("decode", speed.decode, words.decode_bound(speed)),
+        ("prefill", speed.prefill, speed.predicted.prefill, bounds[0], speed.prefill_collected),
+        ("decode", speed.decode, speed.predicted.decode, bounds[1], speed.decode_collected),
     )
     return [
         SpeedupRow(
             name=name,
             speedup=numbers.times(estimate.value),
             interval=words.between(estimate) or numbers.GAP,
+            predicted=numbers.times(predicted),
             bound=numbers.times(bound),
+            share=numbers.share(collected.share),
+            gain=numbers.share(collected.gain),
             state=words.state_of(estimate),
             tone=_speed_tone(estimate),
         )
-        for name, estimate, bound in phases
+        for name, estimate, predicted, bound, recorded in phases
+        for collected in [_collected(estimate.value, bound, recorded)]
     ]
+
+
+def _collected(speedup: float | None, bound: float | None, recorded: Collected) -> Collected:
+    """As it was recorded, else worked out; a share of the gain that is below nothing is nothing."""
+    if recorded.share is not None:
+        share, gain = recorded.share, recorded.gain
+    elif speedup is not None and bound is not None and math.isfinite(bound) and bound > 0:
+        share = speedup / bound
+        gain = (speedup - 1) / (bound - 1) if bound > words.NO_BOUND else None
+    else:
+        share = gain = None
+    return Collected(share, None if gain is None else max(0.0, gain))

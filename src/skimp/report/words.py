@@ -14,6 +14,7 @@ from skimp.report import numbers
 from skimp.report.facts import (
     KIND_LABEL,
     KINDS,
+    Decoder,
     Estimate,
     Fidelity,
     Fill,
@@ -27,6 +28,8 @@ from skimp.workload import Workload
 State = Literal["faster", "not faster", "unproven", "not measured"]
 # Below this, what the bytes allow is smaller than what timing on a shared machine can show.
 _SMALL_BOUND = 1.05
+# A bound that allows no more than this allows no gain to take shares of.
+NO_BOUND = 1.005
 
 
 @dataclass(frozen=True)
@@ -135,13 +138,35 @@ def _against_bound(speed: Speed) -> str:
             f"That is more than the {numbers.times(bound)} that the bytes saved explain; the rest "
             "comes from elsewhere (arithmetic, launches, caches of the machine)."
         )
-    if bound <= 1.005:
+    if bound <= NO_BOUND:
         return "The bytes read did not shrink, so bytes do not explain it."
     part = f"{max(0.0, (value - 1) / (bound - 1)):.0%}"
     return (
         f"If time were proportional to bytes read it would be {numbers.times(bound)}; "
         f"{part} of that gain was collected, and the speedup is {value / bound:.0%} of the bound."
     )
+
+
+def decoded_sentence(speed: Speed | None) -> str | None:
+    """What decoded each side, and why where it was not the native program; None if unrecorded."""
+    if speed is None:
+        return None
+    sides = (("dense", speed.decoders.dense), ("planned", speed.decoders.planned))
+    how = {name: _decoded(side, speed.decoders.threads) for name, side in sides if side.path}
+    if not how:
+        return None
+    if len(how) == 2 and len(set(how.values())) == 1:
+        return f"Both sides were decoded {how['dense']}."
+    text = "; ".join(f"{name} was decoded {by}" for name, by in how.items())
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _decoded(side: Decoder, threads: float | None) -> str:
+    if side.path != "native":
+        return f"by {side.path} ({side.reason})" if side.reason else f"by {side.path}"
+    if threads is None:
+        return "by the native program"
+    return f"by the native program, {numbers.count(threads)} thread{'' if threads == 1 else 's'}"
 
 
 def _saved(name: str, dense: float | None, planned: float | None) -> str | None:
@@ -167,7 +192,7 @@ def _why(speed: Speed) -> str:
         return "The reason cannot be given in bytes, since no bytes were recorded."
     opening = f"{facts[0].upper()}{facts[1:]}. " if facts else ""
     ceiling = f"bytes allow at most {numbers.times(bound)}"
-    if bound <= 1.005:
+    if bound <= NO_BOUND:
         return f"{opening}A decode step reads as many bytes as before, so {ceiling}."
     if bound < _SMALL_BOUND:
         return f"{opening}So {ceiling}, too little to show above the spread of the clock."
