@@ -7,6 +7,7 @@ from torch import Tensor
 
 from skimp.engine.generation import Decoder
 from skimp.engine.quiet import alone
+from skimp.engine.sampling import check
 from skimp.errors import RequestError
 
 
@@ -37,6 +38,7 @@ def custom_generate(engine: Decoder) -> Any:
         ids = input_ids
         for index in range(new):
             with alone(logits.device):
+                check(logits)
                 scores = logits_processor(ids, logits.float())
                 tokens = _pick(scores, bool(generation_config.do_sample))
                 tokens = torch.where(going, tokens, _pad(generation_config))

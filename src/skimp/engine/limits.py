@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from skimp.engine.runners import Runner
 from skimp.engine.state import State
 from skimp.errors import RequestError
-from skimp.measure.memory import available_bytes
+from skimp.measure.memory import available_bytes, largest
 from skimp.models.anatomy import Anatomy
 
 
@@ -50,19 +51,41 @@ def check_room(state: State, tokens: int) -> None:
         )
 
 
+def check_tokens(state: State, tokens: Tensor, vocabulary: int, *, dimensions: int) -> None:
+    """Raise RequestError unless `tokens`, [B] or [B, Q], are the vocabulary's, for each sequence.
+
+    Their values are looked at on a CPU only; on a GPU every step would have to wait for it.
+    """
+    if tokens.dim() != dimensions or len(tokens) != state.batch:
+        raise RequestError(
+            f"tokens: a tensor {list(tokens.shape)} is not one of {dimensions} dimensions for a "
+            f"batch of {state.batch}; give every sequence its own."
+        )
+    if tokens.device.type != "cpu" or not tokens.numel():
+        return
+    low, high = (int(end) for end in tokens.aminmax())
+    if low < 0 or high >= vocabulary:
+        wrong = low if low < 0 else high
+        raise RequestError(
+            f"tokens: {wrong} is not in the model's vocabulary of {vocabulary}; give ids from 0 to "
+            f"{vocabulary - 1}."
+        )
+
+
 def check_memory(runner: Runner, batch: int, capacity: int, device: torch.device) -> None:
     """Raise RequestError, saying what would fit, if the cache exceeds the memory that is free."""
     free = available_bytes(device)
     wanted = runner.cache_bytes(batch, capacity)
     if wanted <= free:
         return
-    each = runner.cache_bytes(1, capacity)
-    fits = free // each if each else batch
-    remedy = (
-        f"a batch of {fits} would fit"
-        if fits
-        else f"about {int(capacity * free / each)} tokens of one sequence would fit"
-    )
+    fits = largest(batch, lambda rows: runner.cache_bytes(rows, capacity) <= free)
+    length = largest(capacity, lambda tokens: runner.cache_bytes(1, tokens) <= free)
+    if fits:
+        remedy = f"a batch of {fits} would fit"
+    elif length > 1:  # one token to read and one to write
+        remedy = f"{length} tokens of one sequence would fit"
+    else:
+        remedy = "free some memory or take a smaller model"
     raise RequestError(
         f"batch: the KV cache of {batch} sequences of {capacity} tokens needs "
         f"{wanted / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; {remedy}."

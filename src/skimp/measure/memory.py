@@ -73,16 +73,16 @@ def _what_fits(anatomy: Anatomy, workload: Workload, free: int) -> str:
     def fits(prompt: int, batch: int) -> bool:
         return cost.run_bytes(anatomy, Workload(prompt, workload.new, batch)) <= free
 
-    batch = _largest(workload.batch, lambda value: fits(workload.prompt, value))
+    batch = largest(workload.batch, lambda value: fits(workload.prompt, value))
     if batch:
         return f"{Workload(workload.prompt, workload.new, batch)} would fit"
-    prompt = _largest(workload.prompt, lambda value: fits(value, 1))
+    prompt = largest(workload.prompt, lambda value: fits(value, 1))
     if prompt:
         return f"{Workload(prompt, workload.new, 1)} would fit"
     return "no shorter prompt would fit either, so use a smaller model or a shorter answer"
 
 
-def _largest(below: int, fits: Callable[[int], bool]) -> int:
+def largest(below: int, fits: Callable[[int], bool]) -> int:
     """The largest value in 1 … `below` that fits, 0 if none does."""
     low, high = 0, below
     while low < high:
