@@ -7,6 +7,7 @@ medians of neighbouring turns are compared.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -33,16 +34,20 @@ _STEPS = 4  # a turn
 _CHUNK = 512  # columns of the prompt at a time
 
 
-def plans(layers: int) -> dict[str, dict[str, list[int]]]:
-    """What is left out of a model with so many layers, by name."""
+def plans(layers: int) -> dict[str, dict[str, Any]]:
+    """Sections of plans for a model with so many layers, by name."""
     order = [*range(1, layers, 2), *range(0, layers, 2)]
     quarter = sorted(order[: layers // 4])
-    return {
+    drops: dict[str, Any] = {
         "25% of attention": {"attention": quarter},
         "33% of attention": {"attention": sorted(order[: layers // 3])},
         "50% of attention": {"attention": sorted(order[: layers // 2])},
         "25% of FF": {"ffn": quarter},
         "25% of layers": {"attention": quarter, "ffn": quarter},
+    }
+    return {
+        **{name: {"drop": section} for name, section in drops.items()},
+        "half of the neurons": {"experts": {"keep": 0.5}},
     }
 
 
@@ -62,8 +67,8 @@ def main(
             model = skimp.load(source, dtype="bfloat16").model
             empty = Plan.empty(Anatomy.of(model))
             dense = Engine(model)
-            for name, dropped in plans(dense.anatomy.dense_layers).items():
-                planned = Engine(model, empty.with_section("drop", dropped))
+            for name, sections in plans(dense.anatomy.dense_layers).items():
+                planned = Engine(model, replace(empty, sections=sections))
                 for wanted in _CONTEXTS:
                     room = (1 + turns) * _STEPS
                     context = min(wanted, (dense.anatomy.context_length or wanted + room) - room)

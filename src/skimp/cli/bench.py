@@ -9,7 +9,7 @@ import typer
 
 from skimp.cli import figures as numbers
 from skimp.cli import options, output
-from skimp.cli.common import Run, read_plan, require_dense
+from skimp.cli.common import Run, read_plan, require_dense, with_experts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,6 +35,7 @@ def bench(
     ctx: typer.Context,
     model: options.Model,
     plan: options.PlanFile = None,
+    experts: options.Keep = None,
     workload: options.WorkloadText = "512+128x1",
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=6, max=10_000, help="Prefills of each side.")
@@ -65,6 +66,7 @@ def bench(
     skimp bench random:llama-3.2-1b,layers=4 --workload 1024+64x8 --threads 2
     """
     del debug
+    from skimp.models.anatomy import Anatomy
     from skimp.workload import Workload
 
     run = Run.start(
@@ -73,8 +75,9 @@ def bench(
     work = Workload.parse(workload)
     chosen = read_plan(plan) if plan is not None else None
     loaded = run.load(model)
-    if chosen is not None:
+    if chosen is not None or experts is not None:
         require_dense(loaded, "bench --plan")
+    chosen = with_experts(chosen, experts, Anatomy.of(loaded.model))
     document = measure(run, loaded, chosen, work, rounds=rounds, steps=steps)
     show(run, document)
     run.finish(document)

@@ -141,6 +141,29 @@ def read_plan(path: Path) -> Plan:
     return Plan.read(path)
 
 
+def with_experts(plan: Plan | None, keep: float | None, anatomy: Anatomy) -> Plan | None:
+    """The plan (or an empty one) with `--experts KEEP`; PlanError if it has experts already."""
+    from skimp.methods.experts.section import read_section
+    from skimp.plan import Plan
+
+    if keep is None:
+        return plan
+    plan = plan or Plan.empty(anatomy)
+    if "experts" in plan.sections:
+        raise PlanError("--experts: the plan has experts of its own; give one or the other.")
+    if not 0 < keep <= 1:
+        raise PlanError(f"--experts: {keep} is no share above 0 and up to 1.")
+    return plan.with_section("experts", read_section({"keep": float(keep)}).to_dict())
+
+
+def refuse_experts(plans: Mapping[str, Plan], keep: float | None, purpose: str) -> None:
+    """Refuse plans, or `--experts KEEP`, whose experts a prompt chooses, where no engine runs."""
+    if keep is not None or any("experts" in plan.sections for plan in plans.values()):
+        raise PlanError(
+            f"experts: the engine chooses them for each prompt, so they cannot be {purpose}."
+        )
+
+
 def plan_names(paths: Sequence[Path]) -> list[str]:
     """A short name for each plan file: its stem, or its path where stems are the same."""
     stems = [(path if path.is_dir() else path.with_suffix("")).name for path in paths]

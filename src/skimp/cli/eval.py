@@ -12,7 +12,15 @@ import typer
 
 from skimp.cli import figures as numbers
 from skimp.cli import options, output
-from skimp.cli.common import Run, layer_words, plan_names, read_plan, require_dense
+from skimp.cli.common import (
+    Run,
+    layer_words,
+    plan_names,
+    read_plan,
+    refuse_experts,
+    require_dense,
+    with_experts,
+)
 from skimp.cli.common import dropped_of as dropped
 from skimp.cli.common import require_tokenizer as tokenizer_of
 from skimp.errors import EvaluationError, SkimpError
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
 
     from skimp.measure.fidelity import Fidelity
     from skimp.measure.quality import Evaluation, TaskComparison
+    from skimp.models.anatomy import Anatomy
     from skimp.models.load import Loaded
     from skimp.plan import Plan
 
@@ -41,6 +50,7 @@ def evaluate(
     ctx: typer.Context,
     model: options.Model,
     plan: options.PlanFiles = None,
+    experts: options.Keep = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,11 +106,17 @@ def evaluate(
         raise SkimpError("nothing to evaluate: give --tasks, or --tokens above 0.")
     if text is not None and not text.is_file():
         raise EvaluationError(f"--text: there is no file {text}.")
-    check_tasks(tasks, seed)
     plans = dict(zip(plan_names(plan or []), map(read_plan, plan or []), strict=True))
+    if tasks:
+        refuse_experts(plans, experts, "scored on tasks; leave --tasks out")
+    check_tasks(tasks, seed)
     loaded = run.load(model)
-    if plans:
+    if plans or experts is not None:
         require_dense(loaded, "eval --plan")
+    if experts is not None:
+        from skimp.models.anatomy import Anatomy
+
+        plans = _with_experts(plans, experts, Anatomy.of(loaded.model))
     held_out = None
     if tokens:
         held_out = held_out_text(run, loaded, text, tokens, window, list(plans.values()))
@@ -108,6 +124,13 @@ def evaluate(
     document = describe(run, loaded, plans, parts, held_out, limit)
     show(run, parts, plans, held_out)
     run.finish(document)
+
+
+def _with_experts(plans: Mapping[str, Plan], keep: float, anatomy: Anatomy) -> dict[str, Plan]:
+    """The plans with `--experts KEEP`; that alone if there are none."""
+    wanted: Mapping[str, Plan | None] = plans or {"experts": None}
+    made = {name: with_experts(plan, keep, anatomy) for name, plan in wanted.items()}
+    return {name: plan for name, plan in made.items() if plan is not None}
 
 
 @dataclass(frozen=True)
@@ -221,12 +244,29 @@ def measure(
                 scores = _score(run, loaded, tasks, limit, name)
             assert scores is not None
             comparisons = compare(dense, scores, seed=run.seed)
-        if text is not None:
+        if text is not None and each is not None and "experts" in each.sections:
+            near = _answering(run, model, each, text)
+        elif text is not None:
             near = fidelity(
                 model, lambda each=each: switch(each), text.documents, progress=run.progress
             )
         found[name] = Measured(dense, comparisons, overall(comparisons), near)
     return found
+
+
+def _answering(run: Run, model: Any, plan: Plan, text: Text) -> Fidelity:
+    """As the engine predicts the second half of each document, having read the first."""
+    from skimp.engine import Engine
+    from skimp.measure.answers import on_answers
+
+    pairs = []
+    for document in text.documents:
+        tokens = document.tolist()
+        half = len(tokens) // 2
+        if half > 1:
+            pairs.append((tokens[:half], tokens[half:]))
+    engines = {"planned": Engine(model, plan)}
+    return on_answers(Engine(model), engines, pairs, progress=run.progress)["planned"]
 
 
 def describe(

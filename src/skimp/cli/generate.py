@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skimp.cli import options, output
-from skimp.cli.common import Run, read_plan, require_dense, require_tokenizer
+from skimp.cli.common import Run, read_plan, require_dense, require_tokenizer, with_experts
 from skimp.cli.figures import seconds, significant
 from skimp.errors import SkimpError
 
@@ -25,6 +25,7 @@ def generate(
         typer.Argument(metavar="PROMPT", help="Text; - reads standard input.", show_default=False),
     ],
     plan: options.PlanFile = None,
+    experts: options.Keep = None,
     max_new_tokens: Annotated[
         int,
         typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens to generate at most."),
@@ -92,8 +93,9 @@ def generate(
     chosen = read_plan(plan) if plan is not None else None
     loaded = run.load(model)
     require_tokenizer(loaded, "`skimp generate`")
-    if chosen is not None:
+    if chosen is not None or experts is not None:
         require_dense(loaded, "generate --plan")
+    chosen = with_experts(chosen, experts, Anatomy.of(loaded.model))
     ids = encode(loaded.tokenizer, text, chat=chat)
     engine = Engine(loaded.model, chosen)
     request = Request(

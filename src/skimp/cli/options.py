@@ -31,6 +31,15 @@ PlanFiles = Annotated[
         help="Plan file (or a folder that holds plan.yaml); give it again for each further plan.",
     ),
 ]
+Keep = Annotated[
+    float | None,
+    typer.Option(
+        "--experts",
+        metavar="KEEP",
+        help="Keep this share of the FF neurons for the answer, those that the prompt needed.",
+        show_default=False,
+    ),
+]
 WorkloadText = Annotated[
     str,
     typer.Option(

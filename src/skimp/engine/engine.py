@@ -1,12 +1,15 @@
 """The engine: a planned model that reads prompts and decodes at the speed of its bytes."""
 
+import operator
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from skimp.engine import hugging, limits, native, shadow
+from skimp.engine import experts, hugging, limits, native, shadow
 from skimp.engine.attention import Unsupported
 from skimp.engine.compiled import CompiledRunner
 from skimp.engine.generation import Answer, Generation, Request, Timing
@@ -15,6 +18,7 @@ from skimp.engine.probing import slot_shapes
 from skimp.engine.runners import PlainRunner, Runner, SlotRunner, pad_left
 from skimp.engine.sampling import Sampling
 from skimp.engine.state import State
+from skimp.errors import RequestError
 from skimp.methods.apply import apply
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
@@ -29,10 +33,19 @@ _KINDS: dict[str, type[SlotRunner]] = {
 
 
 def as_lists(prompts: Prompts) -> list[list[int]]:
-    """Token ids as plain lists."""
-    if isinstance(prompts, Tensor):
-        return prompts.tolist()
-    return [list(map(int, prompt)) for prompt in prompts]
+    """Token ids as plain lists.
+
+    Raises:
+        RequestError: they are no lists of whole numbers, for example text.
+    """
+    try:
+        rows: Any = prompts.tolist() if isinstance(prompts, Tensor) else prompts
+        return [[operator.index(token) for token in row] for row in rows]
+    except TypeError as error:
+        raise RequestError(
+            "prompts: they are no lists of tokens; give a list of token ids for each prompt, or a "
+            "tensor [B, P] of them, and turn text into tokens first."
+        ) from error
 
 
 class Engine:
@@ -55,9 +68,15 @@ class Engine:
     def __init__(
         self, model: nn.Module, plan: Plan | None = None, *, decode: Decode = "auto"
     ) -> None:
+        if decode != "auto" and decode not in _KINDS:
+            raise RequestError(
+                f"decode: {decode!r} is no way of decoding; use auto, {', '.join(_KINDS)}."
+            )
         self.model: Any = shadow.shadow(model)
         if plan is not None:
             apply(self.model, plan)
+        section = experts.section_of(plan)
+        self._desk = experts.Desk(self.model, section, plan.values) if plan and section else None
         self.anatomy = Anatomy.of(self.model)
         self.plain: str | None = None
         self.runner: Runner
@@ -72,11 +91,20 @@ class Engine:
             self.runner = PlainRunner(self.model, self.anatomy.kv_bytes_per_token)
 
     def _kind(self, decode: Decode) -> type[SlotRunner]:
+        if decode == "native" and self.device.type != "cpu":
+            raise RequestError(
+                f"decode: 'native' is for CPUs and the model is on {self.device}; use auto."
+            )
+        if decode == "compiled" and self._desk is not None:
+            raise RequestError(
+                "decode: 'compiled' cannot thin FFs prompt by prompt yet; use auto or eager."
+            )
         if decode != "auto":
             return _KINDS[decode]
         if native.wanted(self.device, self.dtype):
             return NativeRunner
-        return CompiledRunner if self.device.type == "cuda" else SlotRunner
+        compiles = self.device.type == "cuda" and self._desk is None
+        return CompiledRunner if compiles else SlotRunner
 
     @property
     def device(self) -> torch.device:
@@ -130,15 +158,21 @@ class Engine:
             padded=bool(pads.any()),
             capacity=capacity,
         )
+        if self._desk is not None:
+            state.experts = self._desk.new(len(rows), self.device)
         return self.extend(state, tokens.to(self.device), chunk=chunk), state
 
     @torch.inference_mode()
     def extend(self, state: State, tokens: Tensor, *, chunk: int | None = None) -> Tensor:
         """Read more tokens [B, Q] of every sequence; logits [B, V] after the last."""
+        if chunk is not None and chunk < 1:
+            raise RequestError(f"chunk: {chunk} columns cannot be read; give at least 1, or None.")
+        limits.check_tokens(state, tokens, self.anatomy.vocabulary, dimensions=2)
         limits.check_room(state, tokens.shape[1])
         logits = None
         for part in tokens.split(chunk or tokens.shape[1], dim=1):
-            logits = self.runner.prefill(state, part)
+            with self._desk.reading(state, part.shape[1]) if self._desk else nullcontext():
+                logits = self.runner.prefill(state, part)
             state.length += part.shape[1]
         assert logits is not None
         return logits
@@ -146,14 +180,16 @@ class Engine:
     @torch.inference_mode()
     def decode(self, state: State, tokens: Tensor) -> Tensor:
         """Logits [B, V] after one more token a sequence, `tokens` [B]."""
+        limits.check_tokens(state, tokens, self.anatomy.vocabulary, dimensions=1)
         limits.check_room(state, 1)
-        logits = self.runner.decode(state, tokens)
+        with self._desk.decoding(state) if self._desk else nullcontext():
+            logits = self.runner.decode(state, tokens)
         state.length += 1
         return logits
 
     def start(self, request: Request, timing: Timing | None = None) -> Generation:
         """Serve a request step by step: iterate over what this returns."""
-        return Generation(self, request, timing)
+        return Generation(self, replace(request, prompts=as_lists(request.prompts)), timing)
 
     def generate(
         self,

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from skimp import kernels
+from skimp.engine.experts import Carried
 from skimp.engine.program.bind import Program, fits
 from skimp.engine.program.capture import capture
 from skimp.engine.program.listing import Listing, NotLowered
 from skimp.engine.program.lower import lower
+from skimp.engine.program.used import Used
 from skimp.engine.runners import SlotRunner
 from skimp.engine.slots import SlotShape
 from skimp.engine.state import State
@@ -45,7 +47,9 @@ class NativeRunner(SlotRunner):
         program = self.program(state.batch)
         if program is not None:
             with self._lock:
-                return program.step(state.cache, state.pads, state.length, tokens)
+                return program.step(
+                    state.cache, state.pads, state.length, tokens, _used(state.experts)
+                )
         start = time.perf_counter()
         logits = super().decode(state, tokens)
         self._spent[state.batch] = self._spent.get(state.batch, 0) + time.perf_counter() - start
@@ -83,6 +87,17 @@ class NativeRunner(SlotRunner):
             raise
         except Exception as error:  # the model's own code, which may do anything
             raise NotLowered(f"code that needs values ({type(error).__name__})") from error
+
+
+def _used(carried: Carried | None) -> dict[int, Used]:
+    if carried is None:
+        return {}
+    if carried.full:
+        return {layer: Used(sums.shape[1], sums=sums) for layer, sums in carried.sums.items()}
+    return {
+        layer: Used(len(chosen.rows), chosen.rows, chosen.mask)
+        for layer, chosen in carried.chosen.items()
+    }
 
 
 def wanted(device: torch.device, dtype: torch.dtype) -> bool:

@@ -11,7 +11,8 @@ class State:
     """A batch of sequences that are generated together.
 
     `cache`: the runner's own store of keys and values. `pads` [B]: columns of padding on the left.
-    `length`: columns so far, padding included. `capacity`: columns there is room for.
+    `length`: columns so far, padding included. `capacity`: columns there is room for. `experts`:
+    what its prompts showed of the neurons (engine/experts.py), where the plan keeps some of them.
     """
 
     cache: Any
@@ -19,6 +20,7 @@ class State:
     padded: bool
     capacity: int
     length: int = 0
+    experts: Any = None
 
     @property
     def batch(self) -> int:

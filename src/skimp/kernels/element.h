@@ -58,11 +58,11 @@ INLINE void FN(put)(E *p, PAIR v) {
 INLINE PAIR FN(round)(PAIR v) { return v; }
 #endif
 
-/* Ask for a step of elements that will be needed, into the second cache: the first has too few
+/* Ask for a step of elements that will be needed, but not into the first cache: it has too few
  * slots for lines under way. */
 INLINE void FN(fetch)(const E *p) {
     UNROLL for (size_t i = 0; i < STEP * sizeof(E); i += 64) {
-        __builtin_prefetch((const char *)p + i, 0, 2);
+        __builtin_prefetch((const char *)p + i, 0, 1);
     }
 }
 

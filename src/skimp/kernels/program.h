@@ -57,11 +57,22 @@ typedef struct {
     int64_t size;
 } slot;
 
+/* The neurons of an FF that this step uses: `rows` [count], or all of them if null; `mask` [B,
+ * count], which of them each sequence keeps, or null; `sums` [B, count] or null: their statistic is
+ * added there. */
+typedef struct {
+    const int32_t *rows;
+    const uint8_t *mask;
+    float *sums;
+    int64_t count;
+} neurons_used;
+
 /* What belongs to the request and changes with every step. */
 typedef struct {
     const slot *slots;
-    const int64_t *pads; /* [B] */
-    uint8_t *valid;      /* scratch [B, largest size] */
+    const neurons_used *used; /* by layer; null where every FF is whole */
+    const int64_t *pads;      /* [B] */
+    uint8_t *valid;           /* scratch [B, largest size] */
     int64_t at, threads, sized;
 } context;
 
@@ -73,11 +84,19 @@ typedef struct {
     attend_args attended;
 } slot_args;
 
-enum { LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT };
+/* Activations [M, neurons] on their way out of an FF: those a sequence does not keep become 0. */
+typedef struct {
+    void *h;
+    int64_t m, dtype;
+} watch_args;
 
+enum { LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT, WATCH };
+
+/* `layer`: of an FF whose neurons the step may thin, else -1; `width`: all its neurons. */
 typedef struct {
     int64_t kind;
     const void *args;
+    int64_t layer, width;
 } operation;
 
 static inline float widen(uint16_t half) {
@@ -350,16 +369,65 @@ static int attend_slot(const slot_args *fixed, context *c) {
     return skimp_attend(&a);
 }
 
+/* An operation of an FF on the neurons in use: its rows, and counts, are those of the step. */
+static int linear_used(const linear_args *fixed, const neurons_used *used) {
+    linear_args a = *fixed;
+    a.rows = used->rows;
+    for (int64_t j = 0; j < a.jobs; j++) a.job[j].count = used->count;
+    return skimp_linear(&a);
+}
+
+static int neurons_of(const neurons_args *fixed, const neurons_used *used) {
+    neurons_args a = *fixed;
+    a.rows = used->rows;
+    a.r = used->count;
+    return skimp_neurons(&a);
+}
+
+static void map_used(const map_args *fixed, const neurons_used *used, int64_t width) {
+    map_args m = *fixed; /* one dimension: lower.py sees to that */
+    m.shape[0] = m.shape[0] / width * used->count;
+    map(&m);
+}
+
+CLONES static void watch(const watch_args *w, const neurons_used *used) {
+    float block[BLOCK];
+    const operand h = {w->h, w->dtype, {1}};
+    for (int64_t m = 0; m < w->m; m++) {
+        const int64_t row = m * used->count;
+        const uint8_t *mask = used->mask ? used->mask + row : NULL;
+        float *sums = used->sums ? used->sums + row : NULL, norm = 0;
+        for (int pass = 0; pass < 2; pass++) { /* for a statistic first the norm, then the shares */
+            for (int64_t first = 0; first < used->count; first += BLOCK) {
+                const int64_t n = used->count - first < BLOCK ? used->count - first : BLOCK;
+                load(block, &h, row + first, 1, n);
+                if (mask && !pass) {
+                    for (int64_t i = 0; i < n; i++) block[i] = mask[first + i] ? block[i] : 0.0f;
+                    store(&h, row + first, 1, block, n);
+                }
+                if (sums && !pass) for (int64_t i = 0; i < n; i++) norm += block[i] * block[i];
+                if (sums && pass && norm > 0)
+                    for (int64_t i = 0; i < n; i++) sums[first + i] += block[i] * block[i] / norm;
+            }
+        }
+    }
+}
+
 /* Runs operations first .. last; 0, or the FAIL_ code of the one that could not be done. */
 EXPORT int skimp_program_run(const operation *list, int64_t first, int64_t last, context *c) {
     c->sized = -1;
     for (int64_t i = first; i < last; i++) {
         const operation *o = &list[i];
+        const neurons_used *used = o->layer < 0 ? NULL : &c->used[o->layer];
         int failed = 0;
         switch (o->kind) {
-        case LINEAR: failed = skimp_linear(o->args); break;
-        case NEURONS: failed = skimp_neurons(o->args); break;
-        case MAP: map(o->args); break;
+        case LINEAR: failed = used ? linear_used(o->args, used) : skimp_linear(o->args); break;
+        case NEURONS: failed = used ? neurons_of(o->args, used) : skimp_neurons(o->args); break;
+        case MAP:
+            if (used) map_used(o->args, used, o->width);
+            else map(o->args);
+            break;
+        case WATCH: if (used->mask || used->sums) watch(o->args, used); break;
         case REDUCE: reduce(o->args); break;
         case LAYER_NORM: layer_norm(o->args); break;
         case GATHER: failed = gather(o->args); break;

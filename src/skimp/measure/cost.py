@@ -77,6 +77,7 @@ def decode_cost(anatomy: Anatomy, workload: Workload) -> Cost:
     return _cost(
         anatomy,
         tokens=workload.batch,
+        decoding=True,
         logits=workload.batch,
         cached=workload.batch * _elements(anatomy, _mean_cached, *contexts),
         scores=workload.batch * _scores(anatomy, _mean_cached, *contexts),
@@ -145,7 +146,15 @@ def peak_bytes(anatomy: Anatomy, workload: Workload) -> int:
     return anatomy.weight_bytes + run_bytes(anatomy, workload)
 
 
-def _cost(anatomy: Anatomy, *, tokens: int, logits: int, cached: float, scores: float) -> Cost:
+def _cost(
+    anatomy: Anatomy,
+    *,
+    tokens: int,
+    logits: int,
+    cached: float,
+    scores: float,
+    decoding: bool = False,
+) -> Cost:
     """A pass over `tokens` tokens in all, of which `logits` are given logits."""
     shared = [part for layer in anatomy.layers for part in layer.shared]
     tables = [part for part in anatomy.rest if _is_table(part, anatomy)]
@@ -155,7 +164,7 @@ def _cost(anatomy: Anatomy, *, tokens: int, logits: int, cached: float, scores: 
     head_flops = 2 * prod(anatomy.head.shape)
     return Cost(
         attention=_sublayers([layer.attention for layer in anatomy.layers], tokens),
-        ffn=_sublayers([layer.ffn for layer in anatomy.layers], tokens),
+        ffn=_sublayers([layer.ffn for layer in anatomy.layers], tokens, decoding),
         head=Tally(anatomy.head.bytes, head_flops * logits),
         embedding=Tally(sum(_row(part) for part in (anatomy.embedding, *tables)) * tokens),
         kv=Tally(cached * anatomy.element_bytes, scores),
@@ -166,9 +175,13 @@ def _cost(anatomy: Anatomy, *, tokens: int, logits: int, cached: float, scores: 
     )
 
 
-def _sublayers(sublayers: list[Sublayer], tokens: int) -> Tally:
-    read = sum(touched_bytes(sublayer, tokens) for sublayer in sublayers)
-    return Tally(read, sum(sublayer.flops_per_token for sublayer in sublayers) * tokens)
+def _sublayers(sublayers: list[Sublayer], tokens: int, decoding: bool = False) -> Tally:
+    total = Tally()
+    for sublayer in sublayers:
+        share = sublayer.decode_share if decoding else 1.0
+        read, flops = touched_bytes(sublayer, tokens), sublayer.flops_per_token * tokens
+        total = Tally(total.bytes + share * read, total.flops + share * flops)
+    return total
 
 
 def touched_bytes(sublayer: Sublayer, tokens: int) -> float:

@@ -138,9 +138,9 @@ def fidelity(
             for row, number in enumerate(numbers):
                 target = documents[number][prompt + 1 :] if prompt else documents[number][1:]
                 size = len(target)
-                sums[number] = _row(dense[row, :size], changed[row, :size], target)
+                sums[number] = document_sums(dense[row, :size], changed[row, :size], target)
                 step()
-    return _summary(sums)
+    return summary(sums)
 
 
 # What is summed over a document's positions, in order.
@@ -181,7 +181,7 @@ def _logits(model: nn.Module, documents: Sequence[Tensor], prompt: int) -> Tenso
         ).logits
 
 
-def _row(dense: Tensor, planned: Tensor, target: Tensor) -> Tensor:
+def document_sums(dense: Tensor, planned: Tensor, target: Tensor) -> Tensor:
     """Sums over one document: logits [positions, vocabulary] twice, targets [positions]."""
     sums = torch.zeros(len(_SUMS), dtype=torch.float64)
     size = max(1, CHUNK_ELEMENTS // dense.shape[-1])
@@ -206,7 +206,8 @@ def _row(dense: Tensor, planned: Tensor, target: Tensor) -> Tensor:
     return sums
 
 
-def _summary(sums: Tensor) -> Fidelity:
+def summary(sums: Tensor) -> Fidelity:
+    """What the sums of all documents, one a row, come to."""
     counts, dense, planned, kl, agree, lost, gained = sums.T.numpy()
     tokens = float(counts.sum())
     before, after = float(dense.sum()) / tokens, float(planned.sum()) / tokens

@@ -61,6 +61,11 @@ def save(model: nn.Module, tokenizer: Any, plan: Plan, folder: str | Path) -> No
     config: Any = model.config
     if getattr(config, "skimp", None) is None and any(plan.sections.values()):
         raise PlanError("model: the plan is not applied to it; use `skimp.apply` before saving.")
+    if plan.sections.get("experts"):
+        raise PlanError(
+            "experts: the engine chooses them for each prompt, so no folder can hold them; keep "
+            "the plan file and the dense model."
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:

@@ -43,7 +43,8 @@ def sections(plan: Plan) -> dict[str, Any]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
             raise PlanError(f"{name}: there is no such method; {hint}")
-    return {name: known[name].read(data) for name, data in plan.sections.items()}
+    # In the methods' order, not the file's: sublayers go first, then what is left is thinned.
+    return {name: known[name].read(plan.sections[name]) for name in known if name in plan.sections}
 
 
 def check(plan: Plan, anatomy: Anatomy) -> dict[str, Any]:

@@ -34,15 +34,17 @@ class Sublayer:
     """One attention or FF branch with the norms that are its alone.
 
     `state` is "keep", or the fill in its place. `active_bytes` and `active_parameters` are what one
-    token reads (fewer than `bytes` in a mixture of experts). `flops_per_token` counts its matrix
-    products, 2 per weight, without the attention scores. `kv_elements` are the numbers cached per
-    token, `score_flops` the FLOPs per token and cached token.
+    token reads (fewer than `bytes` in a mixture of experts); `decode_share` is how much of that is
+    left while decoding, where a plan keeps some neurons for an answer. `flops_per_token` counts its
+    matrix products, 2 per weight, without the attention scores. `kv_elements` are the numbers
+    cached per token, `score_flops` the FLOPs per token and cached token.
     """
 
     kind: Kind
     state: str
     parts: tuple[Part, ...]
     active_share: float = 1.0
+    decode_share: float = 1.0
     heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0

@@ -51,12 +51,15 @@ def read_anatomy(model: nn.Module) -> Anatomy:
     family = family_of(model)
     planned = getattr(config, "skimp", None)
     kept = planned["layout"]["kept"] if planned else None
+    shares = planned.get("experts", {}) if planned else {}
     blocks: list[nn.Module] = list(root.get_submodule(family.layers))
     layers = []
     for index, block in enumerate(blocks):
         entry = kept[index] if kept else {"source": index, "attention": KEEP, "ffn": KEEP}
         path = f"{family.layers}.{index}"
-        layers.append(_read_layer(block, path, family, config, entry, _window(config, index)))
+        layer = _read_layer(block, path, family, config, entry, _window(config, index))
+        share = shares.get(layer.source, 1.0)
+        layers.append(replace(layer, ffn=replace(layer.ffn, decode_share=share)))
     embedding_module = root.get_input_embeddings()
     head_module = root.get_output_embeddings()
     embedding = _part(_path_of(model, embedding_module), "embedding", embedding_module)

@@ -18,6 +18,7 @@ from skimp.engine.program.listing import (
     Operand,
     Operation,
 )
+from skimp.engine.program.used import Used, used_table
 from skimp.engine.slots import Slot
 from skimp.errors import RequestError
 from skimp.kernels.native import MOST_ROWS
@@ -50,13 +51,22 @@ class Program:
             kind, arguments = self._made(operation)
             self._kept.append(arguments)
             self._operations[index] = structs.Operation(
-                kind, ctypes.cast(ctypes.pointer(arguments), ctypes.c_void_p)
+                kind,
+                ctypes.cast(ctypes.pointer(arguments), ctypes.c_void_p),
+                *(operation.neurons or (-1, 0)),
             )
         self._logits = self._view(listing.logits)
         self._valid = torch.empty(0, dtype=torch.uint8)
 
-    def step(self, slots: Mapping[int, Slot], pads: Tensor, at: int, tokens: Tensor) -> Tensor:
-        """Logits [B, V] after `tokens` [B] at column `at`."""
+    def step(
+        self,
+        slots: Mapping[int, Slot],
+        pads: Tensor,
+        at: int,
+        tokens: Tensor,
+        used: Mapping[int, Used] | None = None,
+    ) -> Tensor:
+        """Logits [B, V] after `tokens` [B] at column `at`; `used`: neurons by layer."""
         self._inputs["tokens"][:, 0] = tokens
         self._inputs["positions"][:, 0] = at - pads
         table = slot_table(slots)
@@ -64,7 +74,13 @@ class Program:
         if self._valid.numel() < room:
             self._valid = torch.empty(room, dtype=torch.uint8)
         context = structs.Context(
-            table, pads.data_ptr(), self._valid.data_ptr(), at, self._threads, -1
+            table,
+            used_table(used or {}),
+            pads.data_ptr(),
+            self._valid.data_ptr(),
+            at,
+            self._threads,
+            -1,
         )
         failed = self._run(self._operations, 0, len(self._operations), ctypes.byref(context))
         if failed == 1:
@@ -136,6 +152,9 @@ class Program:
             *map(self._address, (x, weight, bias, out)), prod(x.shape) // width, width, x.dtype, eps
         )
         return structs.LAYER_NORM, made
+
+    def _watch(self, h: Operand) -> tuple[int, Any]:
+        return structs.WATCH, structs.Watch(self._address(h), h.shape[0], h.dtype)
 
     def _gather(self, out: Operand, table: Operand, index: Operand) -> tuple[int, Any]:
         size = _TYPES[table.dtype].itemsize

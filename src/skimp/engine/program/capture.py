@@ -18,6 +18,7 @@ from skimp.engine import shadow
 from skimp.engine.probing import keeps_logits
 from skimp.engine.program.listing import NotLowered
 from skimp.engine.slots import Entry, Pass, SlotCache, SlotShape
+from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, guided
 
 TOKENS, POSITIONS = "tokens", "positions"
 
@@ -40,6 +41,34 @@ def _(
 ) -> Tensor:
     batch, heads, queries, _ = query.shape
     return query.new_empty(batch, queries, heads, values.shape[3])
+
+
+_library.define("neurons_in(Tensor x, Tensor weight, Tensor? bias, int layer) -> Tensor")
+_library.define("neurons_out(Tensor h, Tensor weight, Tensor? bias, int layer) -> Tensor")
+
+
+@torch.library.register_fake("skimp_program::neurons_in", lib=_library)
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, layer: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.register_fake("skimp_program::neurons_out", lib=_library)
+def _(h: Tensor, weight: Tensor, bias: Tensor | None, layer: int) -> Tensor:
+    return h.new_empty(*h.shape[:-1], weight.shape[1])
+
+
+class _Naming:
+    """Notes the maps of an FF whose neurons are the request's as what they are."""
+
+    def enter(self, module: NeuronsIn, x: Tensor) -> Tensor:
+        if module.fused:
+            raise NotLowered("gate and up in one matrix, of which a plan keeps some neurons")
+        ops = torch.ops.skimp_program
+        return ops.neurons_in(x, module.weight, module.bias, module.layer)
+
+    def leave(self, module: NeuronsOut, h: Tensor) -> Tensor:
+        ops = torch.ops.skimp_program
+        return ops.neurons_out(h, module.weight, module.bias, module.layer)
 
 
 @dataclass(frozen=True)
@@ -121,7 +150,7 @@ def capture(model: Any, shapes: Mapping[int, SlotShape], batch: int) -> Captured
     run = Pass(torch.zeros(batch, dtype=torch.long, device="meta"), padded=True, queries=1, start=0)
     slots = {index: _NamedSlot(index) for index in shapes}
     last = {"logits_to_keep": 1} if keeps_logits(meta) else {}
-    with _Tape() as tape:
+    with guided(_Naming()), _Tape() as tape:
         output = meta(
             input_ids=tokens,
             position_ids=positions,

@@ -41,11 +41,16 @@ class Operand:
 
 @dataclass(frozen=True)
 class Operation:
-    """One step: `kind` of program.h (linear: a call), its operands and its settings."""
+    """One step: `kind` of program.h (linear: a call), its operands and its settings.
+
+    `neurons`: the layer and the width of an FF whose neurons a request may thin, if the operation
+    is on those.
+    """
 
     kind: str
     operands: tuple[Operand | None, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    neurons: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A result in a storage that is already known is a view and costs nothing; any oth
 gets a place in the arena for as long as someone reads it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class Lowering:
         self.arena = Arena()
         self.operations: list[Operation] = []
         self._places: dict[int, tuple[str, str, int]] = {}  # storage -> base, name, offset
+        self._thin: dict[int, tuple[int, int]] = {}  # storage -> layer and width of its neurons
         self._held: list[Tensor] = []  # so that no storage's key is given out twice
         for name, tensor in captured.inputs.items():
             base = INPUT if name in (TOKENS, POSITIONS) else WEIGHT
@@ -118,9 +119,21 @@ class Lowering:
             tuple(tensor.stride()),
         )
 
-    def emit(self, kind: str, *read: Tensor | None, **settings: Any) -> None:
+    def thin(self, tensor: Tensor, layer: int, width: int) -> None:
+        """Note that a tensor holds the neurons of an FF, of which a request may keep some."""
+        self._thin[storage_key(tensor)] = (layer, width)
+
+    def emit(
+        self,
+        kind: str,
+        *read: Tensor | None,
+        neurons: tuple[int, int] | None = None,
+        **settings: Any,
+    ) -> None:
+        if neurons is None and any(storage_key(t) in self._thin for t in read if t is not None):
+            raise NotLowered(f"{kind} of neurons of which a plan keeps some")
         operands = tuple(None if t is None else self.operand(t) for t in read)
-        self.operations.append(Operation(kind, operands, settings))
+        self.operations.append(Operation(kind, operands, settings, neurons))
 
     def map(self, op: str, out: Tensor, *read: Tensor, scalars: tuple[float, ...] = ()) -> None:
         """Emit out = op(tensors...), which are broadcast to its shape."""
@@ -128,15 +141,29 @@ class Lowering:
         shape, strides = collapse(tuple(out.shape), [t.stride() for t in (out, *inputs)])
         if len(shape) > DIMS:
             raise NotLowered(f"a layout of {len(shape)} dimensions")
+        neurons = self._neurons_of(read)
+        if neurons is not None:
+            # Only numbers in a row can be fewer of them; and those with nothing else between them.
+            if len(shape) > 1 or any(steps != [1] for steps in strides):
+                raise NotLowered(f"{op} on neurons that do not lie in a row")
+            self.thin(out, *neurons)
         self.emit(
             "map",
             out,
             *inputs,
+            neurons=neurons,
             op=op,
             shape=shape,
             strides=strides,
             scalars=[*scalars, 0.0, 0.0][:2],
         )
+
+    def _neurons_of(self, read: Sequence[Tensor]) -> tuple[int, int] | None:
+        """The FF whose neurons all of these tensors hold; None if none does."""
+        found = {self._thin.get(storage_key(tensor)) for tensor in read}
+        if len(found) > 1:
+            raise NotLowered("neurons of which a plan keeps some, with something else")
+        return found.pop() if found else None
 
     def contiguous(self, tensor: Tensor) -> tuple[Tensor, bool]:
         """The tensor, or a contiguous scratch copy and True."""

@@ -114,6 +114,28 @@ def _addmm(
         lowering.drop(taken)
 
 
+def _neurons_in(
+    lowering: Lowering, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, layer: int
+) -> None:
+    flat, copied = lowering.contiguous(x.reshape(-1, x.shape[-1]))
+    lowering.thin(out, layer, weight.shape[0])
+    lowering.emit("linear", flat, out, weight, bias, neurons=(layer, weight.shape[0]))
+    if copied:
+        lowering.drop(flat)
+
+
+def _neurons_out(
+    lowering: Lowering, out: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, layer: int
+) -> None:
+    if not h.is_contiguous():
+        raise NotLowered("neurons that do not lie in a row")
+    flat, neurons = h.reshape(-1, h.shape[-1]), (layer, weight.shape[0])
+    lowering.emit("watch", flat, neurons=neurons)
+    lowering.emit("neurons", out, flat, weight, neurons=neurons)
+    if bias is not None:
+        lowering.map("add", out, out, bias, scalars=(1.0, 0.0))
+
+
 def _layer_norm(
     lowering: Lowering,
     out: tuple[Tensor, ...],
@@ -185,4 +207,6 @@ LOWERED: dict[Any, Handler] = {
     aten.addmm.default: _addmm,
     aten.native_layer_norm.default: _layer_norm,
     torch.ops.skimp_program.attend.default: _attend,
+    torch.ops.skimp_program.neurons_in.default: _neurons_in,
+    torch.ops.skimp_program.neurons_out.default: _neurons_out,
 }

@@ -9,7 +9,11 @@ from torch import Tensor
 from skimp.engine.program.capture import Call, storage_key
 from skimp.engine.program.listing import MOST_JOBS, Operation
 
-_PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}  # where the input is
+_PRODUCTS = {  # where the input is
+    torch.ops.aten.mm.default: 0,
+    torch.ops.aten.addmm.default: 1,
+    torch.ops.skimp_program.neurons_in.default: 0,
+}
 
 
 def together(calls: Sequence[Call], given: Collection[int]) -> list[Call]:
@@ -41,7 +45,7 @@ def _source(call: Call, given: Collection[int]) -> Any:
     if any(storage_key(other) not in given for other in others):
         return None
     x = call.args[place]
-    return storage_key(x), x.storage_offset(), tuple(x.shape), x.stride(), x.dtype
+    return call.target, storage_key(x), x.storage_offset(), tuple(x.shape), x.stride(), x.dtype
 
 
 def merged(operations: Sequence[Operation]) -> list[Operation]:
@@ -50,12 +54,17 @@ def merged(operations: Sequence[Operation]) -> list[Operation]:
     for operation in operations:
         before = made[-1] if made else None
         if before is not None and _joins(before, operation):
-            made[-1] = Operation("linear", before.operands + operation.operands[1:])
+            operands = before.operands + operation.operands[1:]
+            made[-1] = Operation("linear", operands, neurons=before.neurons)
         else:
             made.append(operation)
     return made
 
 
 def _joins(before: Operation, operation: Operation) -> bool:
-    same = before.kind == operation.kind == "linear" and before.operands[0] == operation.operands[0]
+    same = (
+        before.kind == operation.kind == "linear"
+        and before.operands[0] == operation.operands[0]
+        and before.neurons == operation.neurons
+    )
     return same and len(before.operands) + len(operation.operands[1:]) <= 1 + 3 * MOST_JOBS

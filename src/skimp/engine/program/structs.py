@@ -113,7 +113,7 @@ class Slot(Structure):
 class Operation(Structure):
     """`operation`."""
 
-    _fields_ = [("kind", c_int64), ("args", c_void_p)]
+    _fields_ = [("kind", c_int64), ("args", c_void_p), ("layer", c_int64), ("width", c_int64)]
 
 
 class SlotPlace(Structure):
@@ -122,11 +122,24 @@ class SlotPlace(Structure):
     _fields_ = _fields("keys values", "size")
 
 
+class NeuronsUsed(Structure):
+    """`neurons_used`."""
+
+    _fields_ = _fields("rows mask sums", "count")
+
+
+class Watch(Structure):
+    """`watch_args`."""
+
+    _fields_ = _fields("h", "m dtype")
+
+
 class Context(Structure):
     """`context`."""
 
     _fields_ = [
         ("slots", POINTER(SlotPlace)),
+        ("used", POINTER(NeuronsUsed)),
         ("pads", c_void_p),
         ("valid", c_void_p),
         ("at", c_int64),
@@ -135,7 +148,7 @@ class Context(Structure):
     ]
 
 
-LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT = range(7)
+LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT, WATCH = range(8)
 
 
 def run_function(handle: ctypes.CDLL) -> Any:

@@ -1,0 +1,156 @@
+"""The neurons that each request's answer keeps: what the prompt showed, what was chosen, when anew.
+
+While a prompt is read every neuron works and its statistic is summed up; at the first decode step
+the experts are chosen, and from then on only they are read. Everything here but the magnitudes of
+weights belongs to one request (`Carried`, in its state).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skimp import kernels
+from skimp.engine.state import State
+from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, guided
+from skimp.methods.experts.section import Experts
+from skimp.methods.experts.select import Chosen, choose, magnitudes
+from skimp.methods.experts.statistic import squares
+
+
+@dataclass
+class Carried:
+    """What a request carries. `sums`: the statistic, [B, F] float32 by layer; `counts`: the tokens
+    it was taken over, [B]; `chosen` by layer, empty until the next decode step chooses; `age`:
+    steps since experts were chosen; `full`: whether the step under way uses every neuron."""
+
+    sums: dict[int, Tensor]
+    counts: Tensor
+    chosen: dict[int, Chosen] = field(default_factory=dict)
+    age: int = 0
+    full: bool = False
+
+
+class Desk:
+    """Chooses experts for one engine's requests."""
+
+    def __init__(self, model: nn.Module, section: Experts, values: Mapping[str, Tensor]) -> None:
+        self.section = section
+        self.widths: dict[int, int] = {}
+        self._inputs: dict[int, list[NeuronsIn]] = {}
+        for module in model.modules():
+            if isinstance(module, NeuronsOut):
+                self.widths[module.layer] = module.width
+            elif isinstance(module, NeuronsIn):
+                self._inputs.setdefault(module.layer, []).append(module)
+        self._priors = {layer: values.get(f"experts.{layer}.prior") for layer in self.widths}
+        self._magnitudes: dict[int, Tensor] = {}
+
+    def new(self, batch: int, device: torch.device) -> Carried:
+        sums = {
+            layer: torch.zeros(batch, width, device=device) for layer, width in self.widths.items()
+        }
+        return Carried(sums, torch.zeros(batch, dtype=torch.long, device=device))
+
+    @contextmanager
+    def reading(self, state: State, columns: int) -> Iterator[None]:
+        """For a pass over `columns` tokens of a prompt: all neurons work and are watched."""
+        carried = state.experts
+        at = torch.arange(state.length, state.length + columns, device=state.pads.device)
+        real = at >= state.pads[:, None]
+        with guided(_Reading(carried, real if state.padded else None)):
+            yield
+        carried.counts += real.sum(1)
+        carried.chosen.clear()
+
+    @contextmanager
+    def decoding(self, state: State) -> Iterator[None]:
+        """For a decode step: experts are chosen if need be; every so often all neurons work."""
+        if state.experts is None:
+            state.experts = self.new(state.batch, state.pads.device)
+        carried = state.experts
+        refresh = self.section.refresh
+        carried.full = bool(carried.chosen) and refresh > 0 and carried.age >= refresh
+        if carried.full:
+            with guided(_Reading(carried, None)):
+                yield
+            carried.counts += 1
+            carried.chosen.clear()
+            return
+        if not carried.chosen:
+            self._choose(carried)
+        carried.age += 1
+        with guided(_Answering(carried.chosen)):
+            yield
+
+    def _choose(self, carried: Carried) -> None:
+        for layer, sums in carried.sums.items():
+            count = self.section.count(layer, self.widths[layer])
+            carried.chosen[layer] = choose(
+                sums,
+                carried.counts,
+                count,
+                self.section,
+                layer,
+                magnitude=self._magnitude(layer),
+                prior=self._priors[layer],
+            )
+        carried.age = 0
+
+    def _magnitude(self, layer: int) -> Tensor | None:
+        if self.section.select != "magnitude":
+            return None
+        if layer not in self._magnitudes:
+            inputs, width = self._inputs[layer], self.widths[layer]
+            weights = [part for module in inputs for part in module.weight.detach().split(width)]
+            self._magnitudes[layer] = magnitudes(weights)
+        return self._magnitudes[layer]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """All neurons; their statistic is added to the request's."""
+
+    carried: Carried
+    real: Tensor | None
+
+    def enter(self, module: NeuronsIn, x: Tensor) -> Tensor:
+        return module.dense(x)
+
+    def leave(self, module: NeuronsOut, h: Tensor) -> Tensor:
+        batch = len(self.carried.counts)
+        z = h.reshape(batch, -1, module.width)  # OPT's FF works on all tokens in one row
+        self.carried.sums[module.layer] += squares(z, self.real)
+        return module.dense(h)
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """The chosen neurons only, read where they are."""
+
+    chosen: Mapping[int, Chosen]
+
+    def enter(self, module: NeuronsIn, x: Tensor) -> Tensor:
+        rows = self.chosen[module.layer].rows
+        if module.fused:
+            rows = torch.cat([rows, rows + module.weight.shape[0] // 2])
+        return kernels.linear(x, module.weight, module.bias, rows)
+
+    def leave(self, module: NeuronsOut, h: Tensor) -> Tensor:
+        chosen = self.chosen[module.layer]
+        if chosen.mask is not None:
+            shape = (len(chosen.mask), *[1] * (h.dim() - 2), chosen.mask.shape[1])
+            h = h * chosen.mask.view(shape)
+        out = kernels.neurons(h, module.weight, chosen.rows)
+        return out if module.bias is None else out + module.bias
+
+
+def section_of(plan: Any) -> Experts | None:
+    """The `experts` section of a plan, if it asks for anything."""
+    from skimp.methods.experts.section import read_section
+
+    data = None if plan is None else plan.sections.get("experts")
+    return None if data is None else read_section(data)

@@ -1,0 +1,130 @@
+"""The `experts` section: which share of the FF neurons an answer keeps, and how they are chosen.
+
+The prompt picks the neurons that the answer needs, after GRIFFIN (Dong et al., 2024); joining its
+ranks with those of a prior that is the same for all prompts follows GLASS (2025).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import floor
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from skimp.errors import PlanError
+from skimp.models.anatomy import Anatomy
+from skimp.plan import explain
+
+Select = Literal["topk", "sample", "topk_sample", "random", "magnitude"]
+Batch = Literal["sequence", "shared"]
+# These do not look at the prompt, so a prior has no ranks to join.
+BLIND: tuple[Select, ...] = ("random", "magnitude")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How much of every FF an answer keeps, and which.
+
+    `keep` is the share of neurons in (0, 1], one for all layers or one for each layer of the dense
+    model. Every `refresh` answer tokens (0: never) one step runs the full FF, its statistic joins
+    the prompt's and experts are chosen anew. `batch` gives each sequence its own experts or all
+    the same. `prior` is the weight in [0, 1] of a fitted prior. Whole blocks of `block`
+    neighbouring neurons are kept.
+    """
+
+    keep: float | tuple[float, ...] = 0.5
+    select: Select = "topk"
+    refresh: int = 0
+    batch: Batch = "sequence"
+    prior: float = 0.0
+    block: int = 1
+    seed: int = 0
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether a fitted prior takes part in the choice."""
+        return self.prior > 0 and self.select not in BLIND
+
+    def keep_of(self, layer: int) -> float:
+        """The share of neurons that a layer of the dense model keeps."""
+        return self.keep[layer] if isinstance(self.keep, tuple) else self.keep
+
+    def dense(self, layer: int) -> bool:
+        """Whether the layer keeps all of its neurons."""
+        return self.keep_of(layer) == 1
+
+    def count(self, layer: int, width: int) -> int:
+        """Neurons that the layer keeps of `width`: whole blocks, at least one.
+
+        All of them where the width is no multiple of the block.
+        """
+        if self.dense(layer) or width % self.block:
+            return width
+        # 0.29 × 100 is 28.999… in binary, yet 29 neurons were asked for.
+        wanted = floor(self.keep_of(layer) * width + 1e-6)
+        return min(width, max(self.block, wanted // self.block * self.block))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "keep": list(self.keep) if isinstance(self.keep, tuple) else self.keep,
+        }
+
+    def check(self, anatomy: Anatomy) -> None:
+        """Raise PlanError, naming the field, unless the section fits the model."""
+        if isinstance(self.keep, tuple) and len(self.keep) != anatomy.dense_layers:
+            raise PlanError(
+                f"experts.keep: lists {len(self.keep)} shares, but the model has "
+                f"{anatomy.dense_layers} layers; give one for each layer, or one for all."
+            )
+
+
+class ExpertsFile(BaseModel):
+    """The section as it stands in a plan file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    keep: float | list[float] = Field(
+        default=0.5,
+        description="share of FF neurons that answers keep, above 0 and up to 1; or one a layer",
+    )
+    select: Select = Field(default="topk", description="how a layer's neurons are chosen")
+    refresh: int = Field(
+        default=0,
+        ge=0,
+        description="answer tokens between two full steps that choose anew; 0: none",
+    )
+    batch: Batch = Field(
+        default="sequence", description="experts of each sequence's own, or one set for the batch"
+    )
+    prior: float = Field(
+        default=0.0, ge=0, description="weight, up to 1, of a prior that all prompts share"
+    )
+    block: Literal[1, 16, 32, 64] = Field(
+        default=1, description="neighbouring neurons that are kept or left out together"
+    )
+    seed: int = Field(default=0, ge=0, description="of the random choices")
+
+
+def read_section(data: Mapping[str, Any]) -> Experts:
+    """Read the section; PlanError names a field that is wrong."""
+    try:
+        file = ExpertsFile.model_validate(dict(data))
+    except ValidationError as error:
+        if error.errors()[0]["loc"][:1] == ("keep",):
+            raise _bad_keep(data["keep"]) from None
+        raise PlanError(explain(error, "experts.")) from None
+    shares = file.keep if isinstance(file.keep, list) else [file.keep]
+    for share in shares:
+        if not 0 < share <= 1:
+            raise _bad_keep(share)
+    if not file.prior <= 1:
+        raise PlanError(f"experts.prior: {file.prior} is no weight from 0 to 1.")
+    fields = file.model_dump()
+    fields["keep"] = tuple(shares) if isinstance(file.keep, list) else file.keep
+    return Experts(**fields)
+
+
+def _bad_keep(value: Any) -> PlanError:
+    return PlanError(
+        f"experts.keep: {value!r} is no share above 0 and up to 1, nor a list of one a layer."
+    )

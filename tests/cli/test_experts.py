@@ -1,0 +1,49 @@
+"""`--experts KEEP` on the verbs that run the engine, and what refuses it."""
+
+from pathlib import Path
+
+from tests.cli.conftest import Skimp, complaint, read
+
+
+def test_generate_thins_and_says_so(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    words = ("generate", folder, "The river", "--max-new-tokens", "6", "--json", "g.json")
+    skimp(*words, "--experts", "0.5")
+    plan = read(tmp_path / "g.json")["plan"]
+    assert plan["experts"]["keep"] == 0.5
+    whole = skimp(*words).stdout
+    assert skimp(*words, "--experts", "1").stdout == whole
+
+
+def test_bench_counts_the_neurons_that_are_read(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    words = ("--workload", "8+4x1", "--rounds", "6", "--steps", "2", "--json", "b.json")
+    skimp("bench", folder, "--experts", "0.5", *words)
+    found = read(tmp_path / "b.json")
+    assert found["byte_bound"]["decode"] > 1.02
+    assert found["compute_bound"]["prefill"] == 1
+    assert found["engine"]["planned"]["path"] == found["engine"]["dense"]["path"]
+
+
+def test_eval_predicts_answers_with_experts(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "held.txt").write_text("The river runs down to the sea. " * 40)
+    words = ("--text", "held.txt", "--tokens", "128", "--window", "32", "--json", "e.json")
+    skimp("eval", folder, "--experts", "0.5", *words)
+    near = read(tmp_path / "e.json")["fidelity"]
+    assert near["kl"] > 0
+    assert near["tokens"] == 4 * 15
+
+
+def test_what_experts_cannot_do_is_said(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    for keep in ("0", "1.5", "-1"):
+        said = complaint(skimp("generate", folder, "x", "--experts", keep, code=2))
+        assert "--experts" in said
+    skimp("plan", folder, "--rule", "last", "--drop-attention", "1", "--fill", "zero", "--out", "p")
+    plan = tmp_path / "p"
+    plan.write_text(plan.read_text() + "experts: {keep: 0.5}\n")
+    said = complaint(skimp("generate", folder, "x", "--plan", plan, "--experts", "0.5", code=2))
+    assert "experts of its own" in said
+    said = complaint(skimp("apply", folder, "--plan", plan, "--out", "out", code=2))
+    assert "experts: the engine chooses them" in said
+    said = complaint(skimp("eval", folder, "--plan", plan, "--tasks", "piqa", code=2))
+    assert "--tasks" in said
+    skimp("generate", folder, "The river", "--plan", plan, "--max-new-tokens", "3")
+    skimp("inspect", folder, "--plan", plan)

@@ -1,0 +1,95 @@
+"""What prompt-adaptive experts should compute, done to the dense model by hooks alone, in one pass.
+
+The statistic and the choice are worked out in float64 from what enters the FFs' last linear maps;
+a token of the answer is then computed with its sequence's other neurons set to zero.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from tests.contract.masking import LAST_MAPS
+from tests.contract.runs import Batch
+from tests.families import Sample
+from torch import Tensor, nn
+
+Masks = list[Tensor]  # by layer, [B, columns, F]: the neurons that each token has
+
+
+def last_maps(sample: Sample, model: nn.Module) -> list[nn.Module]:
+    """The linear map that ends each layer's FF."""
+    found = []
+    for block in sample.blocks(model):
+        # A norm may end the branch; the map is then the FF module's own.
+        names = dict(block.named_modules())
+        (last,) = {
+            names[name]
+            for name in names
+            for home in (sample.ffn.leave, "mlp")
+            if name == home or name.startswith(f"{home}.")
+            if name.rpartition(".")[2] in LAST_MAPS | {"fc_out"}
+        }
+        found.append(last)
+    return found
+
+
+@contextmanager
+def _hooked(maps: list[nn.Module], batch: int, masks: Masks | None, seen: Masks) -> Iterator[None]:
+    def hook(layer: int) -> object:
+        def enter(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            h = args[0]
+            wide = h.reshape(batch, -1, h.shape[-1])
+            if masks is not None:
+                wide = wide * masks[layer]
+            seen[layer] = wide.double()
+            return (wide.reshape(h.shape),)
+
+        return maps[layer].register_forward_pre_hook(enter)
+
+    handles = [hook(layer) for layer in range(len(maps))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def thinned(
+    sample: Sample, model: nn.Module, batch: Batch, columns: int, keep: float, refresh: int = 0
+) -> tuple[Tensor, Masks]:
+    """Logits [tokens, V] from column `columns` - 1 on, and the masks that gave them."""
+    maps = last_maps(sample, model)
+    seen: Masks = [torch.empty(0)] * len(maps)
+
+    def run(masks: Masks | None) -> Tensor:
+        with _hooked(maps, len(batch.ids), masks, seen):
+            return model(**batch.part(0, batch.length), use_cache=False).logits
+
+    run(None)
+    masks = [torch.ones_like(z, dtype=torch.float32) for z in seen]
+    sums = [_squares(z[:, :columns], batch.mask[:, :columns]) for z in seen]
+    since = 0
+    for column in range(columns, batch.length):
+        if refresh and since == refresh:  # a step with every neuron, which counts as evidence
+            run(masks)
+            for layer, z in enumerate(seen):
+                sums[layer] += _squares(z[:, column : column + 1], batch.mask[:, :1] * 0 + 1)
+            since = 0
+            continue
+        for layer, total in enumerate(sums):
+            count = int(keep * total.shape[-1] + 1e-6)
+            masks[layer][:, column] = _best(total.sqrt(), count)
+        since += 1
+    return run(masks)[:, columns - 1 :].flatten(0, 1), masks
+
+
+def _squares(z: Tensor, real: Tensor) -> Tensor:
+    norms = z.norm(dim=-1, keepdim=True)
+    shares = torch.where(norms > 0, z / norms, 0.0)
+    return (shares**2 * real[..., None]).sum(1)
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    order = scores.argsort(dim=-1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(scores, dtype=torch.float32).scatter_(-1, order, 1.0)
