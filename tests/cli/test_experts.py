@@ -32,6 +32,21 @@ def test_eval_predicts_answers_with_experts(skimp: Skimp, folder: Path, tmp_path
     assert near["tokens"] == 4 * 15
 
 
+def test_plan_writes_them(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    skimp("plan", folder, "--experts", "0.5", "--out", "half.yaml", "--json", "p.json")
+    found = read(tmp_path / "p.json")
+    assert found["experts"]["keep"] == 0.5 and found["fill"] is None
+    assert found["byte_bound"]["decode"] > 1.02
+    both = ("--attention", "1", "--fill", "zero", "--experts", "0.5", "--out", "both.yaml")
+    skimp("plan", folder, *both, "--json", "both.json")
+    bound = read(tmp_path / "both.json")["byte_bound"]["decode"]
+    assert bound > found["byte_bound"]["decode"]
+    words = ("--max-new-tokens", "4", "--json", "g.json")
+    for name in ("half.yaml", "both.yaml"):
+        skimp("generate", folder, "The river", "--plan", tmp_path / name, *words)
+    assert set(read(tmp_path / "g.json")["plan"]) >= {"drop", "experts"}
+
+
 def test_what_experts_cannot_do_is_said(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
     for keep in ("0", "1.5", "-1"):
         said = complaint(skimp("generate", folder, "x", "--experts", keep, code=2))

@@ -9,7 +9,7 @@ import typer
 
 from skimp.cli import figures as numbers
 from skimp.cli import options, output
-from skimp.cli.common import Run, read_plan, require_dense, with_experts
+from skimp.cli.common import Run, check_keep, read_plan, require_dense, with_experts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,6 +73,7 @@ def bench(
         ctx, json_file=json_file, seed=seed, device=device, dtype=dtype, threads=threads
     )
     work = Workload.parse(workload)
+    check_keep(experts)
     chosen = read_plan(plan) if plan is not None else None
     loaded = run.load(model)
     if chosen is not None or experts is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import typer
 
@@ -141,6 +141,16 @@ def read_plan(path: Path) -> Plan:
     return Plan.read(path)
 
 
+def check_keep(keep: float | None) -> None:
+    """Refuse an `--experts KEEP` that is no share, before anything is loaded."""
+    if keep is not None and not 0 < keep <= 1:
+        raise PlanError(f"--experts: {keep} is no share above 0 and up to 1.")
+
+
+@overload
+def with_experts(plan: Plan, keep: float | None, anatomy: Anatomy) -> Plan: ...
+@overload
+def with_experts(plan: Plan | None, keep: float | None, anatomy: Anatomy) -> Plan | None: ...
 def with_experts(plan: Plan | None, keep: float | None, anatomy: Anatomy) -> Plan | None:
     """The plan (or an empty one) with `--experts KEEP`; PlanError if it has experts already."""
     from skimp.methods.experts.section import read_section
@@ -151,8 +161,6 @@ def with_experts(plan: Plan | None, keep: float | None, anatomy: Anatomy) -> Pla
     plan = plan or Plan.empty(anatomy)
     if "experts" in plan.sections:
         raise PlanError("--experts: the plan has experts of its own; give one or the other.")
-    if not 0 < keep <= 1:
-        raise PlanError(f"--experts: {keep} is no share above 0 and up to 1.")
     return plan.with_section("experts", read_section({"keep": float(keep)}).to_dict())
 
 

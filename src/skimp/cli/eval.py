@@ -14,6 +14,7 @@ from skimp.cli import figures as numbers
 from skimp.cli import options, output
 from skimp.cli.common import (
     Run,
+    check_keep,
     layer_words,
     plan_names,
     read_plan,
@@ -106,6 +107,7 @@ def evaluate(
         raise SkimpError("nothing to evaluate: give --tasks, or --tokens above 0.")
     if text is not None and not text.is_file():
         raise EvaluationError(f"--text: there is no file {text}.")
+    check_keep(experts)
     plans = dict(zip(plan_names(plan or []), map(read_plan, plan or []), strict=True))
     if tasks:
         refuse_experts(plans, experts, "scored on tasks; leave --tasks out")

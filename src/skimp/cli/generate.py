@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skimp.cli import options, output
-from skimp.cli.common import Run, read_plan, require_dense, require_tokenizer, with_experts
+from skimp.cli.common import (
+    Run,
+    check_keep,
+    read_plan,
+    require_dense,
+    require_tokenizer,
+    with_experts,
+)
 from skimp.cli.figures import seconds, significant
 from skimp.errors import SkimpError
 
@@ -90,6 +97,7 @@ def generate(
     if not text.strip():
         raise SkimpError("PROMPT: it is empty; give some text to continue.")
     sampling = _sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    check_keep(experts)
     chosen = read_plan(plan) if plan is not None else None
     loaded = run.load(model)
     require_tokenizer(loaded, "`skimp generate`")

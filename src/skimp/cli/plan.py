@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from skimp.cli import options, output
-from skimp.cli.common import Run, layer_list, read_plan, require_dense
+from skimp.cli.common import Run, check_keep, layer_list, read_plan, require_dense, with_experts
 from skimp.cli.planning import DEFAULT_FILL, Wanted, by_hand, choose, describe, fit_plan, show
 from skimp.errors import SkimpError
 
@@ -113,6 +113,7 @@ def plan(
     ] = None,
     ffn: Annotated[str | None, _layers("ffn", "Layers whose FF goes.")] = None,
     layers: Annotated[str | None, _layers("layers", "Layers that go whole.")] = None,
+    experts: options.Keep = None,
     fit: Annotated[
         Path | None,
         typer.Option(
@@ -139,8 +140,10 @@ def plan(
     skimp plan demo --rule last --drop-attention 10 --fill zero --out last.yaml
     skimp plan demo --attention 3,4,7 --layers 20-22 --fill linear:16 --out mine.yaml
     skimp plan demo --fit mine.yaml
+    skimp plan demo --experts 0.5 --out half.yaml
     """
     del debug, rules
+    from skimp.models.anatomy import Anatomy
     from skimp.workload import Workload
 
     run = Run.start(
@@ -162,7 +165,10 @@ def plan(
         repair=repair,
     )
     counted = drop_attention + drop_ffn + drop_layers > 0 or rule is not None
-    mode = _mode(counted=counted, listed=any(listed.values()), fit=fit, fill=fill or repair)
+    check_keep(experts)
+    alone = experts is not None and not counted and fit is None
+    named = alone or any(listed.values())
+    mode = _mode(counted=counted, listed=named, fit=fit, fill=fill or repair)
     target = _target(out, fit)
     _check_words(wanted, by_rule=mode == "rule")
     work = Workload.parse(workload)
@@ -175,6 +181,7 @@ def plan(
     else:
         drawn = drawn or by_hand(loaded, listed, wanted)
         made, facts = fit_plan(run, loaded, drawn, calibration)
+    made = with_experts(made, experts, Anatomy.of(loaded.model))
     made.write(target)
     document = describe(run, loaded, made, facts, work)
     show(run, document, target)
@@ -195,8 +202,8 @@ def _mode(*, counted: bool, listed: bool, fit: Path | None, fill: str | None) ->
     if fit is not None:
         return "fit"
     raise SkimpError(
-        "nothing to leave out: give --drop-attention, --drop-ffn or --drop-layers, or name layers "
-        "with --attention, --ffn or --layers."
+        "nothing to leave out: give --drop-attention, --drop-ffn or --drop-layers, name layers "
+        "with --attention, --ffn or --layers, or give --experts."
     )
 
 

@@ -112,12 +112,14 @@ def describe(
     from skimp.models.anatomy import Anatomy
 
     anatomy = Anatomy.of(loaded.model)
-    section = sections(plan).get("drop")
+    found = sections(plan)
+    section, experts = found.get("drop"), found.get("experts")
     return {
         **run.loaded_header(loaded, anatomy, plan),
         "dropped": dropped_of(plan),
         "fill": str(section.fill) if section is not None else None,
         "repair": section.to_dict().get("repair") if section is not None else None,
+        "experts": experts.to_dict() if experts is not None else None,
         **facts,
         "workload": str(work),
         "byte_bound": {"decode": byte_bound(anatomy, reduce(plan, anatomy), work)},
@@ -137,7 +139,10 @@ def show(run: Run, document: Mapping[str, Any], target: Path) -> None:
     made = output.table("Plan", "", "")
     for kind, layers in document["dropped"].items():
         made.add_row(f"{kind} left out", f"{len(layers)}: layers {layer_words(layers)}")
-    made.add_row("fill", str(document["fill"]))
+    if document["fill"] is not None:
+        made.add_row("fill", str(document["fill"]))
+    if document["experts"] is not None:
+        made.add_row("FF neurons an answer keeps", _shares(document["experts"]["keep"]))
     if document["repair"] not in (None, "none"):
         made.add_row("repair", str(document["repair"]))
     if document["calibration_loss"] is not None:
@@ -152,6 +157,12 @@ def show(run: Run, document: Mapping[str, Any], target: Path) -> None:
     console.print(f"The plan is in {target}.")
 
 
+def _shares(keep: float | list[float]) -> str:
+    if isinstance(keep, list):
+        return f"{min(keep):.0%} to {max(keep):.0%}, layer by layer"
+    return f"{keep:.0%} of each layer's, those that its prompt needed"
+
+
 def by_hand(loaded: Loaded, layers: Mapping[str, list[int]], wanted: Wanted) -> Plan:
     """A plan, not yet fitted, that leaves out the sublayers listed and whole `layers`."""
     from skimp.models.anatomy import Anatomy
@@ -159,8 +170,11 @@ def by_hand(loaded: Loaded, layers: Mapping[str, list[int]], wanted: Wanted) -> 
 
     section: dict[str, Any] = {name: indices for name, indices in layers.items() if indices}
     repair = wanted.repair or ("full" if wanted.fill.startswith("linear") else "none")
+    empty = Plan.empty(Anatomy.of(loaded.model))
+    if not section:
+        return empty
     section |= {"fill": wanted.fill, "repair": int(repair) if repair.isdecimal() else repair}
-    return Plan.empty(Anatomy.of(loaded.model)).with_section("drop", section)
+    return empty.with_section("drop", section)
 
 
 def _calibrate(

@@ -158,8 +158,6 @@ class Engine:
             padded=bool(pads.any()),
             capacity=capacity,
         )
-        if self._desk is not None:
-            state.experts = self._desk.new(len(rows), self.device)
         return self.extend(state, tokens.to(self.device), chunk=chunk), state
 
     @torch.inference_mode()

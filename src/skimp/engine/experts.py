@@ -1,8 +1,8 @@
 """The neurons that each request's answer keeps: what the prompt showed, what was chosen, when anew.
 
 While a prompt is read every neuron works and its statistic is summed up; at the first decode step
-the experts are chosen, and from then on only they are read. Everything here but the magnitudes of
-weights belongs to one request (`Carried`, in its state).
+the experts are chosen, and from then on only they are read, until the request reads more or a full
+step is due. All of it but the magnitudes of weights belongs to one request (`Carried`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,16 +49,21 @@ class Desk:
         self._priors = {layer: values.get(f"experts.{layer}.prior") for layer in self.widths}
         self._magnitudes: dict[int, Tensor] = {}
 
-    def new(self, batch: int, device: torch.device) -> Carried:
-        sums = {
-            layer: torch.zeros(batch, width, device=device) for layer, width in self.widths.items()
-        }
-        return Carried(sums, torch.zeros(batch, dtype=torch.long, device=device))
+    def _carried(self, state: State) -> Carried:
+        """What the request carries; new for one that has seen nothing."""
+        if state.experts is None:
+            batch, device = state.batch, state.pads.device
+            sums = {
+                layer: torch.zeros(batch, width, device=device)
+                for layer, width in self.widths.items()
+            }
+            state.experts = Carried(sums, torch.zeros(batch, dtype=torch.long, device=device))
+        return state.experts
 
     @contextmanager
     def reading(self, state: State, columns: int) -> Iterator[None]:
         """For a pass over `columns` tokens of a prompt: all neurons work and are watched."""
-        carried = state.experts
+        carried = self._carried(state)
         at = torch.arange(state.length, state.length + columns, device=state.pads.device)
         real = at >= state.pads[:, None]
         with guided(_Reading(carried, real if state.padded else None)):
@@ -69,9 +74,7 @@ class Desk:
     @contextmanager
     def decoding(self, state: State) -> Iterator[None]:
         """For a decode step: experts are chosen if need be; every so often all neurons work."""
-        if state.experts is None:
-            state.experts = self.new(state.batch, state.pads.device)
-        carried = state.experts
+        carried = self._carried(state)
         refresh = self.section.refresh
         carried.full = bool(carried.chosen) and refresh > 0 and carried.age >= refresh
         if carried.full:

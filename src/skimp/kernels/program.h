@@ -142,10 +142,11 @@ static inline void store(const operand *to, int64_t offset, int64_t stride, cons
 
 /* The operations, by the numbers that lower.py gives them. */
 enum { COPY, NEG, COS, SIN, RSQRT, SQRT, SILU, GELU, GELU_TANH, RELU, SIGMOID, TANH, EXP, SQUARE,
-       POWER, CLAMP, RECIPROCAL, ABS, FILL, /* then those of two inputs */ ADD, SUB, MUL, DIV, MAXIMUM,
-       MINIMUM };
+       POWER, CLAMP, RECIPROCAL, ABS, FILL,
+       ADD, SUB, MUL, DIV, MAXIMUM, MINIMUM }; /* these have two inputs */
 
-#define EACH(expression) for (int64_t i = 0; i < n; i++) { const float x = a[i]; a[i] = (expression); }
+#define EACH(expression) \
+    for (int64_t i = 0; i < n; i++) { const float x = a[i]; a[i] = (expression); }
 #define BOTH(expression) \
     for (int64_t i = 0; i < n; i++) { const float x = a[i], y = b[i]; a[i] = (expression); }
 
@@ -369,49 +370,7 @@ static int attend_slot(const slot_args *fixed, context *c) {
     return skimp_attend(&a);
 }
 
-/* An operation of an FF on the neurons in use: its rows, and counts, are those of the step. */
-static int linear_used(const linear_args *fixed, const neurons_used *used) {
-    linear_args a = *fixed;
-    a.rows = used->rows;
-    for (int64_t j = 0; j < a.jobs; j++) a.job[j].count = used->count;
-    return skimp_linear(&a);
-}
-
-static int neurons_of(const neurons_args *fixed, const neurons_used *used) {
-    neurons_args a = *fixed;
-    a.rows = used->rows;
-    a.r = used->count;
-    return skimp_neurons(&a);
-}
-
-static void map_used(const map_args *fixed, const neurons_used *used, int64_t width) {
-    map_args m = *fixed; /* one dimension: lower.py sees to that */
-    m.shape[0] = m.shape[0] / width * used->count;
-    map(&m);
-}
-
-CLONES static void watch(const watch_args *w, const neurons_used *used) {
-    float block[BLOCK];
-    const operand h = {w->h, w->dtype, {1}};
-    for (int64_t m = 0; m < w->m; m++) {
-        const int64_t row = m * used->count;
-        const uint8_t *mask = used->mask ? used->mask + row : NULL;
-        float *sums = used->sums ? used->sums + row : NULL, norm = 0;
-        for (int pass = 0; pass < 2; pass++) { /* for a statistic first the norm, then the shares */
-            for (int64_t first = 0; first < used->count; first += BLOCK) {
-                const int64_t n = used->count - first < BLOCK ? used->count - first : BLOCK;
-                load(block, &h, row + first, 1, n);
-                if (mask && !pass) {
-                    for (int64_t i = 0; i < n; i++) block[i] = mask[first + i] ? block[i] : 0.0f;
-                    store(&h, row + first, 1, block, n);
-                }
-                if (sums && !pass) for (int64_t i = 0; i < n; i++) norm += block[i] * block[i];
-                if (sums && pass && norm > 0)
-                    for (int64_t i = 0; i < n; i++) sums[first + i] += block[i] * block[i] / norm;
-            }
-        }
-    }
-}
+#include "used.h"
 
 /* Runs operations first .. last; 0, or the FAIL_ code of the one that could not be done. */
 EXPORT int skimp_program_run(const operation *list, int64_t first, int64_t last, context *c) {
