@@ -6,6 +6,7 @@ a token of the answer is then computed with its sequence's other neurons set to 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 
 import torch
 from tests.contract.masking import LAST_MAPS
@@ -56,9 +57,19 @@ def _hooked(maps: list[nn.Module], batch: int, masks: Masks | None, seen: Masks)
 
 @torch.no_grad()
 def thinned(
-    sample: Sample, model: nn.Module, batch: Batch, columns: int, keep: float, refresh: int = 0
+    sample: Sample,
+    model: nn.Module,
+    batch: Batch,
+    columns: int,
+    keep: float,
+    refresh: int = 0,
+    remembers: float = inf,
 ) -> tuple[Tensor, Masks]:
-    """Logits [tokens, V] from column `columns` - 1 on, and the masks that gave them."""
+    """Logits [tokens, V] from column `columns` - 1 on, and the masks that gave them.
+
+    After `refresh` columns the next one is computed with every neuron, and with them those before
+    it, unless a cache that `remembers` so many columns has let some go.
+    """
     maps = last_maps(sample, model)
     seen: Masks = [torch.empty(0)] * len(maps)
 
@@ -66,22 +77,26 @@ def thinned(
         with _hooked(maps, len(batch.ids), masks, seen):
             return model(**batch.part(0, batch.length), use_cache=False).logits
 
-    run(None)
+    whole = run(None)
     masks = [torch.ones_like(z, dtype=torch.float32) for z in seen]
     sums = [_squares(z[:, :columns], batch.mask[:, :columns]) for z in seen]
-    since = 0
+    found, since = [whole[:, columns - 1]], 0
     for column in range(columns, batch.length):
-        if refresh and since == refresh:  # a step with every neuron, which counts as evidence
-            run(masks)
+        if refresh and since == refresh:
+            first = column - refresh if column <= remembers else column
+            for mask in masks:
+                mask[:, first:column] = 1
+            found.append(run(masks)[:, column])
             for layer, z in enumerate(seen):
-                sums[layer] += _squares(z[:, column : column + 1], batch.mask[:, :1] * 0 + 1)
+                sums[layer] += _squares(z[:, first : column + 1], torch.ones(1, 1))
             since = 0
             continue
-        for layer, total in enumerate(sums):
+        for mask, total in zip(masks, sums, strict=True):
             count = int(keep * total.shape[-1] + 1e-6)
-            masks[layer][:, column] = _best(total.sqrt(), count)
+            mask[:, column] = _best(total.sqrt(), count)
+        found.append(run(masks)[:, column])
         since += 1
-    return run(masks)[:, columns - 1 :].flatten(0, 1), masks
+    return torch.stack(found, 1).flatten(0, 1), masks
 
 
 def _squares(z: Tensor, real: Tensor) -> Tensor:

@@ -180,10 +180,25 @@ class Engine:
         """Logits [B, V] after one more token a sequence, `tokens` [B]."""
         limits.check_tokens(state, tokens, self.anatomy.vocabulary, dimensions=1)
         limits.check_room(state, 1)
-        with self._desk.decoding(state) if self._desk else nullcontext():
+        if self._desk is None:
             logits = self.runner.decode(state, tokens)
+        elif (recent := self._desk.due(state)) is not None:
+            return self._refresh(state, recent, tokens)
+        else:
+            with self._desk.decoding(state, tokens):
+                logits = self.runner.decode(state, tokens)
         state.length += 1
         return logits
+
+    def _refresh(self, state: State, recent: Tensor, tokens: Tensor) -> Tensor:
+        """Read the last tokens again with all neurons, which also mends their cache entries.
+
+        Where entries have made way since, only the new tokens are read so.
+        """
+        if not self.runner.can_rewind(state):
+            return self.extend(state, tokens[:, None])
+        state.length -= recent.shape[1]
+        return self.extend(state, torch.cat([recent, tokens[:, None]], 1))
 
     def start(self, request: Request, timing: Timing | None = None) -> Generation:
         """Serve a request step by step: iterate over what this returns."""

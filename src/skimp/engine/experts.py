@@ -24,14 +24,13 @@ from skimp.methods.experts.statistic import squares
 @dataclass
 class Carried:
     """What a request carries. `sums`: the statistic, [B, F] float32 by layer; `counts`: the tokens
-    it was taken over, [B]; `chosen` by layer, empty until the next decode step chooses; `age`:
-    steps since experts were chosen; `full`: whether the step under way uses every neuron."""
+    it was taken over, [B]; `chosen` by layer, empty until the next decode step chooses; `recent`:
+    the tokens [B] of the steps since."""
 
     sums: dict[int, Tensor]
     counts: Tensor
     chosen: dict[int, Chosen] = field(default_factory=dict)
-    age: int = 0
-    full: bool = False
+    recent: list[Tensor] = field(default_factory=list)
 
 
 class Desk:
@@ -70,24 +69,25 @@ class Desk:
             yield
         carried.counts += real.sum(1)
         carried.chosen.clear()
+        carried.recent.clear()
 
     @contextmanager
-    def decoding(self, state: State) -> Iterator[None]:
-        """For a decode step: experts are chosen if need be; every so often all neurons work."""
+    def decoding(self, state: State, tokens: Tensor) -> Iterator[None]:
+        """For a decode step of `tokens` [B]: experts are chosen if need be."""
         carried = self._carried(state)
-        refresh = self.section.refresh
-        carried.full = bool(carried.chosen) and refresh > 0 and carried.age >= refresh
-        if carried.full:
-            with guided(_Reading(carried, None)):
-                yield
-            carried.counts += 1
-            carried.chosen.clear()
-            return
         if not carried.chosen:
             self._choose(carried)
-        carried.age += 1
         with guided(_Answering(carried.chosen)):
             yield
+        if self.section.refresh:
+            carried.recent.append(tokens.clone())
+
+    def due(self, state: State) -> Tensor | None:
+        """The tokens [B, refresh] that all neurons should read (again) by now, if it is time."""
+        recent = self._carried(state).recent
+        if not recent or len(recent) < self.section.refresh:
+            return None
+        return torch.stack(recent, 1)
 
     def _choose(self, carried: Carried) -> None:
         for layer, sums in carried.sums.items():
@@ -101,7 +101,6 @@ class Desk:
                 magnitude=self._magnitude(layer),
                 prior=self._priors[layer],
             )
-        carried.age = 0
 
     def _magnitude(self, layer: int) -> Tensor | None:
         if self.section.select != "magnitude":

@@ -90,14 +90,8 @@ class NativeRunner(SlotRunner):
 
 
 def _used(carried: Carried | None) -> dict[int, Used]:
-    if carried is None:
-        return {}
-    if carried.full:
-        return {layer: Used(sums.shape[1], sums=sums) for layer, sums in carried.sums.items()}
-    return {
-        layer: Used(len(chosen.rows), chosen.rows, chosen.mask)
-        for layer, chosen in carried.chosen.items()
-    }
+    chosen = {} if carried is None else carried.chosen
+    return {layer: Used(each.rows, each.mask) for layer, each in chosen.items()}
 
 
 def wanted(device: torch.device, dtype: torch.dtype) -> bool:

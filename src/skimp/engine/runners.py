@@ -31,6 +31,10 @@ class Runner(Protocol):
         """Logits [B, V] after one more token a sequence, `tokens` [B]."""
         ...
 
+    def can_rewind(self, state: State) -> bool:
+        """Whether the state may be shortened, so that its last tokens are read again."""
+        ...
+
 
 class SlotRunner:
     """Runs a shadow whose attention goes through slots."""
@@ -57,6 +61,9 @@ class SlotRunner:
     def decode(self, state: State, tokens: Tensor) -> Tensor:
         at = torch.full((1,), state.length, device=state.pads.device)
         return self.step(state.cache, state.pads, at, tokens)
+
+    def can_rewind(self, state: State) -> bool:
+        return all(slot.size >= state.length for slot in state.cache.values())
 
     def step(self, slots: Mapping[int, Slot], pads: Tensor, at: Tensor, tokens: Tensor) -> Tensor:
         """A decode step as a function of tensors alone, so that it can be compiled."""
@@ -94,6 +101,9 @@ class PlainRunner:
 
     def decode(self, state: State, tokens: Tensor) -> Tensor:
         return self.prefill(state, tokens[:, None])
+
+    def can_rewind(self, state: State) -> bool:
+        return False
 
 
 def cache_tensors(cache: Any) -> list[Tensor]:

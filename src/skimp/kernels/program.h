@@ -57,13 +57,11 @@ typedef struct {
     int64_t size;
 } slot;
 
-/* The neurons of an FF that this step uses: `rows` [count], or all of them if null; `mask` [B,
- * count], which of them each sequence keeps, or null; `sums` [B, count] or null: their statistic is
- * added there. */
+/* The neurons of an FF that this step uses: `rows` [count]; `mask` [B, count], which of them each
+ * sequence keeps, or null. */
 typedef struct {
     const int32_t *rows;
     const uint8_t *mask;
-    float *sums;
     int64_t count;
 } neurons_used;
 
@@ -88,9 +86,9 @@ typedef struct {
 typedef struct {
     void *h;
     int64_t m, dtype;
-} watch_args;
+} mask_args;
 
-enum { LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT, WATCH };
+enum { LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT, MASK };
 
 /* `layer`: of an FF whose neurons the step may thin, else -1; `width`: all its neurons. */
 typedef struct {
@@ -386,7 +384,7 @@ EXPORT int skimp_program_run(const operation *list, int64_t first, int64_t last,
             if (used) map_used(o->args, used, o->width);
             else map(o->args);
             break;
-        case WATCH: if (used->mask || used->sums) watch(o->args, used); break;
+        case MASK: if (used->mask) mask(o->args, used->mask, used->count); break;
         case REDUCE: reduce(o->args); break;
         case LAYER_NORM: layer_norm(o->args); break;
         case GATHER: failed = gather(o->args); break;

@@ -21,25 +21,14 @@ static void map_used(const map_args *fixed, const neurons_used *used, int64_t wi
     map(&m);
 }
 
-CLONES static void watch(const watch_args *w, const neurons_used *used) {
+CLONES static void mask(const mask_args *a, const uint8_t *kept, int64_t count) {
     float block[BLOCK];
-    const operand h = {w->h, w->dtype, {1}};
-    for (int64_t m = 0; m < w->m; m++) {
-        const int64_t row = m * used->count;
-        const uint8_t *mask = used->mask ? used->mask + row : NULL;
-        float *sums = used->sums ? used->sums + row : NULL, norm = 0;
-        for (int pass = 0; pass < 2; pass++) { /* for a statistic first the norm, then the shares */
-            for (int64_t first = 0; first < used->count; first += BLOCK) {
-                const int64_t n = used->count - first < BLOCK ? used->count - first : BLOCK;
-                load(block, &h, row + first, 1, n);
-                if (mask && !pass) {
-                    for (int64_t i = 0; i < n; i++) block[i] = mask[first + i] ? block[i] : 0.0f;
-                    store(&h, row + first, 1, block, n);
-                }
-                if (sums && !pass) for (int64_t i = 0; i < n; i++) norm += block[i] * block[i];
-                if (sums && pass && norm > 0)
-                    for (int64_t i = 0; i < n; i++) sums[first + i] += block[i] * block[i] / norm;
-            }
-        }
+    const operand h = {a->h, a->dtype, {1}};
+    const int64_t all = a->m * count;
+    for (int64_t first = 0; first < all; first += BLOCK) {
+        const int64_t n = all - first < BLOCK ? all - first : BLOCK;
+        load(block, &h, first, 1, n);
+        for (int64_t i = 0; i < n; i++) block[i] = kept[first + i] ? block[i] : 0.0f;
+        store(&h, first, 1, block, n);
     }
 }

@@ -153,8 +153,8 @@ class Program:
         )
         return structs.LAYER_NORM, made
 
-    def _watch(self, h: Operand) -> tuple[int, Any]:
-        return structs.WATCH, structs.Watch(self._address(h), h.shape[0], h.dtype)
+    def _mask(self, h: Operand) -> tuple[int, Any]:
+        return structs.MASK, structs.Mask(self._address(h), h.shape[0], h.dtype)
 
     def _gather(self, out: Operand, table: Operand, index: Operand) -> tuple[int, Any]:
         size = _TYPES[table.dtype].itemsize

@@ -130,7 +130,7 @@ def _neurons_out(
     if not h.is_contiguous():
         raise NotLowered("neurons that do not lie in a row")
     flat, neurons = h.reshape(-1, h.shape[-1]), (layer, weight.shape[0])
-    lowering.emit("watch", flat, neurons=neurons)
+    lowering.emit("mask", flat, neurons=neurons)
     lowering.emit("neurons", out, flat, weight, neurons=neurons)
     if bias is not None:
         lowering.map("add", out, out, bias, scalars=(1.0, 0.0))

@@ -125,11 +125,11 @@ class SlotPlace(Structure):
 class NeuronsUsed(Structure):
     """`neurons_used`."""
 
-    _fields_ = _fields("rows mask sums", "count")
+    _fields_ = _fields("rows mask", "count")
 
 
-class Watch(Structure):
-    """`watch_args`."""
+class Mask(Structure):
+    """`mask_args`."""
 
     _fields_ = _fields("h", "m dtype")
 
@@ -148,7 +148,7 @@ class Context(Structure):
     ]
 
 
-LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT, WATCH = range(8)
+LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT, MASK = range(8)
 
 
 def run_function(handle: ctypes.CDLL) -> Any:

@@ -11,14 +11,11 @@ from skimp.engine.program import structs
 
 @dataclass(frozen=True)
 class Used:
-    """The neurons of an FF that a step uses: `rows` int32 [count], or all; `mask` bool [B, count],
-    which of them each sequence keeps, or None for all; `sums` float32 [B, count]: where to add
-    their statistic, or None."""
+    """The neurons of an FF that a step uses: `rows` int32 [count]; `mask` bool [B, count], which of
+    them each sequence keeps, or None for all."""
 
-    count: int
-    rows: Tensor | None = None
+    rows: Tensor
     mask: Tensor | None = None
-    sums: Tensor | None = None
 
 
 def used_table(used: Mapping[int, Used]) -> Any:
@@ -27,7 +24,6 @@ def used_table(used: Mapping[int, Used]) -> Any:
         return None
     table = (structs.NeuronsUsed * (max(used) + 1))()
     for layer, neurons in used.items():
-        parts = (neurons.rows, neurons.mask, neurons.sums)
-        places = (None if part is None else part.data_ptr() for part in parts)
-        table[layer] = structs.NeuronsUsed(*places, neurons.count)
+        mask = None if neurons.mask is None else neurons.mask.data_ptr()
+        table[layer] = structs.NeuronsUsed(neurons.rows.data_ptr(), mask, len(neurons.rows))
     return table

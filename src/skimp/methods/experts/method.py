@@ -56,7 +56,7 @@ class ExpertsMethod:
             if not section.dense(layer):
                 _thin(work, layer, ffn)
         shares = {
-            layer: section.count(layer, ffn.width) / ffn.width
+            layer: section.decode_share(layer, ffn.width)
             for layer, ffn in found.items()
             if not section.dense(layer)
         }
@@ -100,5 +100,5 @@ def _reduced(layer: Layer, section: Experts, hidden_size: int) -> Layer:
         return layer
     *_, out = (part for part in ffn.parts if part.role == "projection")
     width = prod(out.shape) // hidden_size
-    share = section.count(layer.source, width) / width
+    share = section.decode_share(layer.source, width)
     return replace(layer, ffn=replace(ffn, decode_share=share))

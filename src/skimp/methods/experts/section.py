@@ -26,10 +26,11 @@ class Experts:
     """How much of every FF an answer keeps, and which.
 
     `keep` is the share of neurons in (0, 1], one for all layers or one for each layer of the dense
-    model. Every `refresh` answer tokens (0: never) one step runs the full FF, its statistic joins
-    the prompt's and experts are chosen anew. `batch` gives each sequence its own experts or all
-    the same. `prior` is the weight in [0, 1] of a fitted prior. Whole blocks of `block`
-    neighbouring neurons are kept.
+    model. After every `refresh` answer tokens (0: never) the next step reads those again with the
+    full FF: their statistic joins the prompt's, experts are chosen anew, and the cache entries that
+    thinned FFs had left are made good. `batch` gives each sequence its own experts or all the same.
+    `prior` is the weight in [0, 1] of a fitted prior. Whole blocks of `block` neighbouring neurons
+    are kept.
     """
 
     keep: float | tuple[float, ...] = 0.5
@@ -63,6 +64,11 @@ class Experts:
         # 0.29 × 100 is 28.999… in binary, yet 29 neurons were asked for.
         wanted = floor(self.keep_of(layer) * width + 1e-6)
         return min(width, max(self.block, wanted // self.block * self.block))
+
+    def decode_share(self, layer: int, width: int) -> float:
+        """Share of the layer's neurons that a decode step reads, full steps counted in."""
+        share = self.count(layer, width) / width
+        return (self.refresh * share + 1) / (self.refresh + 1) if self.refresh else share
 
     def to_dict(self) -> dict[str, Any]:
         return {
