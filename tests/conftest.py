@@ -48,9 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def native_library() -> None:
-    """Compile the kernels into the user's cache: some tests then bring an empty one."""
+    """Load the kernels, which else happens while torch does the work; some tests forget them."""
     from skimp import kernels
 
     kernels.available()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from skimp import kernels
-from skimp.kernels import build, library
+from skimp.kernels import build, library, native
 from skimp.kernels.build import BuildError
 from skimp.kernels.native import ISAS
 
@@ -43,7 +43,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small source in place of the real one, and an empty cache."""
     folder = tmp_path / "source"
     folder.mkdir()
-    (folder / "kernels.c").write_text(STUB % 1)
+    (folder / "kernels.c").write_text(STUB % native._ABI)
     monkeypatch.setattr(build, "FOLDER", folder)
     monkeypatch.setenv("SKIMP_CACHE", str(tmp_path / "cache"))
     try:
@@ -156,7 +156,7 @@ def test_a_cache_that_cannot_be_written(
 
 
 def test_a_library_of_another_interface(stub: Path) -> None:
-    (stub / "kernels.c").write_text(STUB % 2)
+    (stub / "kernels.c").write_text(STUB % (native._ABI + 1))
     assert uses_the_reference()
     assert "another version" in (kernels.why_not() or "")
 
