@@ -65,16 +65,30 @@ def decode_by(engine: Engine, way: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def check(model: nn.Module, engine: Engine, sample: Sample) -> None:
     """Hold every way of decoding against the planned `model`."""
-    wanted, alone = expected(model, PADDED, CUT), expected(model, SINGLE, 1)
-    for way in decoders(engine, 3, sample):
+    found = [decoders(engine, batch, sample) for batch in (3, 1)]
+    wanted = [expected(model, PADDED, CUT), expected(model, SINGLE, 1)]
+    hold(engine, PADDED, found[0], wanted[0], SINGLE, found[1], wanted[1])
+
+
+def hold(
+    engine: Engine,
+    padded: Batch,
+    ways: list[str],
+    wanted: Tensor,
+    single: Batch,
+    ways_alone: list[str],
+    alone: Tensor,
+) -> None:
+    """Hold ways of decoding against logits: `wanted` from CUT on, `alone` from a prompt of one."""
+    for way in ways:
         with pytest.MonkeyPatch.context() as patch:
             decode_by(engine, way, patch)
-            assert_close(served(engine, PADDED, CUT), wanted, name=f"{way}, padded")
-            assert_close(served(engine, PADDED, CUT, chunk=3), wanted, name=f"{way}, chunks")
-    for way in decoders(engine, 1, sample):
+            assert_close(served(engine, padded, CUT), wanted, name=f"{way}, padded")
+            assert_close(served(engine, padded, CUT, chunk=3), wanted, name=f"{way}, chunks")
+    for way in ways_alone:
         with pytest.MonkeyPatch.context() as patch:
             decode_by(engine, way, patch)
-            assert_close(served(engine, SINGLE, 1), alone, name=f"{way}, one-token prompt")
+            assert_close(served(engine, single, 1), alone, name=f"{way}, one-token prompt")
 
 
 def test_every_family_decodes_as_it_should(model: nn.Module, sample: Sample) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from tests.contract.runs import assert_close, make_batch, uncached
-from tests.contract.test_engine import PLAIN, decode_by, prompts, served
+from tests.contract.test_engine import CUT, PLAIN, hold, prompts, served
 from tests.contract.thinning import thinned
 from tests.families import WINDOW, Sample
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from skimp.workload import Workload
 
 BATCH = make_batch([WINDOW + 6, 9, 5], seed=3)
 SINGLE = make_batch([WINDOW + 4], seed=4)
-CUT = 7
 
 ROUTED = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3"}
 # Gate and up in one matrix are thinned by torch.
@@ -75,15 +74,8 @@ def test_answers_use_the_experts_of_their_prompts(
     alone, _ = thinned(thin, model, SINGLE, 1, 0.5, refresh, remembers)
     dense, _ = thinned(thin, model, BATCH, CUT, 1.0)
     assert (wanted - dense).abs().max() > 1e-3 * dense.abs().max(), "thinning does not show"
-    for way in ways(engine, 3, thin):
-        with pytest.MonkeyPatch.context() as patch:
-            decode_by(engine, way, patch)
-            assert_close(served(engine, BATCH, CUT), wanted, name=f"{way}, padded")
-            assert_close(served(engine, BATCH, CUT, chunk=3), wanted, name=f"{way}, chunks")
-    for way in ways(engine, 1, thin):
-        with pytest.MonkeyPatch.context() as patch:
-            decode_by(engine, way, patch)
-            assert_close(served(engine, SINGLE, 1), alone, name=f"{way}, one-token prompt")
+    found = [ways(engine, batch, thin) for batch in (3, 1)]
+    hold(engine, BATCH, found[0], wanted, SINGLE, found[1], alone)
 
 
 def test_the_chosen_set_is_the_reference_set(model: nn.Module, thin: Sample) -> None:
