@@ -6,14 +6,16 @@ import pytest
 import torch
 from tests.contract.runs import assert_close, make_batch, uncached
 from tests.contract.test_engine import CUT, PLAIN, hold, prompts, served
-from tests.contract.thinning import thinned
+from tests.contract.thinning import neurons_of, thinned
 from tests.families import WINDOW, Sample
 from torch import Tensor, nn
 
 import skimp
+from skimp.calibration.text import Calibration
 from skimp.engine import Engine
 from skimp.errors import PlanError
 from skimp.measure.cost import decode_cost
+from skimp.methods.fit import fit_plan
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 from skimp.workload import Workload
@@ -161,3 +163,23 @@ def test_folders_cannot_hold_what_prompts_choose(
     plan = planned(model, experts={"keep": 0.5})
     with skimp.apply(model, plan), pytest.raises(PlanError, match="experts: the engine chooses"):
         save(model, None, plan, f"{tmp_path}/out")
+
+
+def test_the_prior_is_the_statistic_over_all_of_the_text(model: nn.Module, thin: Sample) -> None:
+    random = torch.Generator().manual_seed(5)
+    documents = [torch.randint(3, 60, (length,), generator=random) for length in (11, 4, 7)]
+    plan = planned(model, experts={"keep": 0.5, "prior": 0.5})
+    fitted = fit_plan(model, plan, Calibration(tuple(documents), ("",) * 3, "test"))
+    sums = [torch.zeros(1, dtype=torch.float64)] * len(thin.blocks(model))
+    for document in documents:
+        for layer, seen in enumerate(neurons_of(thin, model, document[None])):
+            z = seen[0] / seen[0].norm(dim=-1, keepdim=True).clamp(min=1e-300)
+            sums[layer] = sums[layer] + (z * z).sum(0)
+    for layer, total in enumerate(sums):
+        found = fitted.values[f"experts.ffn.{layer}.prior"]
+        torch.testing.assert_close(found.double(), total.sqrt(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_prior_must_be_fitted(model: nn.Module, thin: Sample) -> None:
+    with pytest.raises(PlanError, match=r"experts\.prior: it has not been fitted"):
+        skimp.apply(model, planned(model, experts={"keep": 0.5, "prior": 0.5}))

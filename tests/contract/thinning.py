@@ -56,6 +56,16 @@ def _hooked(maps: list[nn.Module], batch: int, masks: Masks | None, seen: Masks)
 
 
 @torch.no_grad()
+def neurons_of(sample: Sample, model: nn.Module, ids: Tensor) -> Masks:
+    """The neurons' values [B, columns, F] in float64, by layer, for ids [B, columns]."""
+    maps = last_maps(sample, model)
+    seen: Masks = [torch.empty(0)] * len(maps)
+    with _hooked(maps, len(ids), None, seen):
+        model(input_ids=ids, use_cache=False)
+    return seen
+
+
+@torch.no_grad()
 def thinned(
     sample: Sample,
     model: nn.Module,

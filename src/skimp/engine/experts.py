@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from skimp import kernels
 from skimp.engine.state import State
+from skimp.methods.experts.method import prior_name
 from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, guided
 from skimp.methods.experts.section import Experts
 from skimp.methods.experts.select import Chosen, choose, magnitudes
@@ -45,7 +46,7 @@ class Desk:
                 self.widths[module.layer] = module.width
             elif isinstance(module, NeuronsIn):
                 self._inputs.setdefault(module.layer, []).append(module)
-        self._priors = {layer: values.get(f"experts.{layer}.prior") for layer in self.widths}
+        self._priors = {layer: values.get(prior_name(layer)) for layer in self.widths}
         self._magnitudes: dict[int, Tensor] = {}
 
     def _carried(self, state: State) -> Carried:

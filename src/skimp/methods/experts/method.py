@@ -14,6 +14,7 @@ from skimp.errors import PlanError
 from skimp.methods.base import Applying
 from skimp.methods.drop.layout import make_layout
 from skimp.methods.drop.section import Drop
+from skimp.methods.experts.fit import calibrated_scores
 from skimp.methods.experts.modules import NeuronsIn, NeuronsOut
 from skimp.methods.experts.section import Experts, ExpertsFile, read_section
 from skimp.models.anatomy import Anatomy, Layer
@@ -22,6 +23,11 @@ from skimp.models.feed_forward import FeedForward, feed_forwards
 from skimp.progress import Progress
 
 SECTION = "experts"
+
+
+def prior_name(layer: int) -> str:
+    """What the prior [F] of a layer of the dense model is called among a plan's values."""
+    return f"{SECTION}.ffn.{layer}.prior"
 
 
 class ExpertsMethod:
@@ -42,11 +48,13 @@ class ExpertsMethod:
     def fit(
         self, section: Experts, anatomy: Anatomy, replay: Replay, progress: Progress
     ) -> dict[str, Tensor]:
-        raise PlanError("experts.prior: it cannot be fitted yet; leave it at 0.")
+        scores = calibrated_scores(replay, progress)
+        return {prior_name(layer): values for layer, values in scores.items()}
 
     def apply(self, section: Experts, work: Applying) -> None:
         if all(map(section.dense, range(work.anatomy.dense_layers))):
             return
+        _check_values(section, work)
         config: Any = work.model.config
         if getattr(config, "skimp", None) is None:
             layout = make_layout(Drop(), work.anatomy, work.model)
@@ -68,6 +76,18 @@ class ExpertsMethod:
 
 
 METHOD = ExpertsMethod()
+
+
+def _check_values(section: Experts, work: Applying) -> None:
+    if not section.needs_prior:
+        return
+    for layer in work.anatomy.layers:
+        name = prior_name(layer.source)
+        if name not in work.values:
+            raise PlanError(
+                f"experts.prior: it has not been fitted ({name} is missing); run "
+                "`skimp plan MODEL --fit plan.yaml`, or skimp.fit(model, tokenizer, plan)."
+            )
 
 
 def _thin(work: Applying, layer: int, ffn: FeedForward) -> None:
