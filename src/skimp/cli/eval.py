@@ -24,6 +24,7 @@ from skimp.cli.common import (
 )
 from skimp.cli.common import dropped_of as dropped
 from skimp.cli.common import require_tokenizer as tokenizer_of
+from skimp.cli.flocking import flocking_of
 from skimp.errors import EvaluationError, SkimpError
 
 if TYPE_CHECKING:
@@ -124,6 +125,9 @@ def evaluate(
         held_out = held_out_text(run, loaded, text, tokens, window, list(plans.values()))
     parts = measure(run, loaded, plans, tasks or [], limit, held_out)
     document = describe(run, loaded, plans, parts, held_out, limit)
+    if held_out is not None:
+        first = next(iter(plans.values()), None)
+        document |= flocking_of(run, loaded, first, held_out.documents)
     show(run, parts, plans, held_out)
     run.finish(document)
 
