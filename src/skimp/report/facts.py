@@ -257,6 +257,47 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class NeuronMap:
+    """Relative magnitudes of some neurons of one layer, a picture a prompt.
+
+    `pictures`: levels 0 to 255 (which stands for `top`), [prompt][token][column]; column c is
+    neuron c · `every` of `neurons`.
+    """
+
+    layer: int
+    neurons: int
+    every: int
+    top: float
+    pictures: tuple[tuple[bytes, ...], ...]
+
+
+@dataclass(frozen=True)
+class LayerOverlap:
+    """What experts of a layer have in common, as shares of a set: those of two `prompts`, of the
+    halves of one (`own`), of halves of two (`other`), and of sets drawn by `chance`."""
+
+    layer: int
+    chance: float | None = None
+    prompts: float | None = None
+    own: float | None = None
+    other: float | None = None
+
+
+@dataclass(frozen=True)
+class Flocking:
+    """Which neurons prompts need: a map of some, and what the experts of prompts share.
+
+    `mean` is over the layers; `pairs` a square of shares, prompt by prompt; `sizes` their tokens.
+    """
+
+    sizes: tuple[int, ...] = ()
+    map: NeuronMap | None = None
+    mean: LayerOverlap | None = None
+    pairs: tuple[tuple[float, ...], ...] = ()
+    layers: tuple[LayerOverlap, ...] = ()
+
+
+@dataclass(frozen=True)
 class Fact:
     """One named line of the measuring conditions."""
 
