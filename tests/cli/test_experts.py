@@ -81,7 +81,5 @@ def test_what_experts_cannot_do_is_said(skimp: Skimp, folder: Path, tmp_path: Pa
     assert "experts of its own" in said
     said = complaint(skimp("apply", folder, "--plan", plan, "--out", "out", code=2))
     assert "experts: the engine chooses them" in said
-    said = complaint(skimp("eval", folder, "--plan", plan, "--tasks", "piqa", code=2))
-    assert "--tasks" in said
     skimp("generate", folder, "The river", "--plan", plan, "--max-new-tokens", "3")
     skimp("inspect", folder, "--plan", plan)

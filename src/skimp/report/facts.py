@@ -166,13 +166,17 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Quality:
-    """One evaluation of one plan beside the dense model."""
+    """One evaluation of one plan beside the dense model.
+
+    `simulated`: tasks were scored in simulated generation mode, as experts are.
+    """
 
     name: str
     tasks: tuple[Task, ...] = ()
     mean: Task | None = None
     fidelity: Fidelity | None = None
     held_out: str | None = None
+    simulated: bool = False
 
     def task(self, name: str) -> Task | None:
         """The task of that name, if it was run."""
