@@ -64,16 +64,18 @@ def test_all_kept_is_the_dense_model(model: nn.Module, sample: Sample) -> None:
     assert torch.equal(served(whole, BATCH, CUT), served(dense, BATCH, CUT))
 
 
+@pytest.mark.parametrize("fill", ("zero", "mean"))
 @pytest.mark.parametrize("refresh", (0, 2))
 def test_answers_use_the_experts_of_their_prompts(
-    model: nn.Module, thin: Sample, refresh: int
+    model: nn.Module, thin: Sample, refresh: int, fill: str
 ) -> None:
-    """Laws 2 and 3: cached, chunked and padded equal the dense model with neurons at zero."""
-    engine = Engine(model, planned(model, experts={"keep": 0.5, "refresh": refresh}))
+    """Laws 2 and 3: cached, chunked and padded equal the dense model with neurons masked."""
+    section = {"keep": 0.5, "refresh": refresh, "fill": fill}
+    engine = Engine(model, planned(model, experts=section))
     windows = [layer.attention.window or math.inf for layer in engine.anatomy.layers]
     remembers = 0 if thin.name in PLAIN else min(windows)
-    wanted, _ = thinned(thin, model, BATCH, CUT, 0.5, refresh, remembers)
-    alone, _ = thinned(thin, model, SINGLE, 1, 0.5, refresh, remembers)
+    wanted, _ = thinned(thin, model, BATCH, CUT, 0.5, refresh, remembers, fill)
+    alone, _ = thinned(thin, model, SINGLE, 1, 0.5, refresh, remembers, fill)
     dense, _ = thinned(thin, model, BATCH, CUT, 1.0)
     assert (wanted - dense).abs().max() > 1e-3 * dense.abs().max(), "thinning does not show"
     found = [ways(engine, batch, thin) for batch in (3, 1)]

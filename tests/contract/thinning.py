@@ -35,13 +35,23 @@ def last_maps(sample: Sample, model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _hooked(maps: list[nn.Module], batch: int, masks: Masks | None, seen: Masks) -> Iterator[None]:
+def _hooked(
+    maps: list[nn.Module],
+    batch: int,
+    masks: Masks | None,
+    seen: Masks,
+    instead: Masks | None = None,
+) -> Iterator[None]:
+    """With `masks`, the neurons outside them are set to `instead` (or to zero)."""
+
     def hook(layer: int) -> object:
         def enter(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
             h = args[0]
             wide = h.reshape(batch, -1, h.shape[-1])
             if masks is not None:
                 wide = wide * masks[layer]
+            if masks is not None and instead is not None:
+                wide = wide + (instead[layer] * (1 - masks[layer])).to(wide.dtype)
             seen[layer] = wide.double()
             return (wide.reshape(h.shape),)
 
@@ -74,22 +84,30 @@ def thinned(
     keep: float,
     refresh: int = 0,
     remembers: float = inf,
+    fill: str = "zero",
 ) -> tuple[Tensor, Masks]:
     """Logits [tokens, V] from column `columns` - 1 on, and the masks that gave them.
 
     After `refresh` columns the next one is computed with every neuron, and with them those before
-    it, unless a cache that `remembers` so many columns has let some go.
+    it, unless a cache that `remembers` so many columns has let some go. With `fill` "mean", neurons
+    that are left out are what they were on average where every neuron was read.
     """
     maps = last_maps(sample, model)
     seen: Masks = [torch.empty(0)] * len(maps)
 
     def run(masks: Masks | None) -> Tensor:
-        with _hooked(maps, len(batch.ids), masks, seen):
+        with _hooked(maps, len(batch.ids), masks, seen, instead):
             return model(**batch.part(0, batch.length), use_cache=False).logits
 
+    instead: Masks | None = None
     whole = run(None)
     masks = [torch.ones_like(z, dtype=torch.float32) for z in seen]
     sums = [_squares(z[:, :columns], batch.mask[:, :columns]) for z in seen]
+    real = batch.mask[:, :columns, None]
+    totals = [(z[:, :columns] * real).sum(1, keepdim=True) for z in seen]
+    counts = batch.mask[:, :columns].sum(1)[:, None, None].double()
+    if fill == "mean":
+        instead = [torch.zeros_like(z) for z in seen]
     found, since = [whole[:, columns - 1]], 0
     for column in range(columns, batch.length):
         if refresh and since == refresh:
@@ -99,11 +117,15 @@ def thinned(
             found.append(run(masks)[:, column])
             for layer, z in enumerate(seen):
                 sums[layer] += _squares(z[:, first : column + 1], torch.ones(1, 1))
+                totals[layer] += z[:, first : column + 1].sum(1, keepdim=True)
+            counts = counts + column + 1 - first
             since = 0
             continue
         for mask, total in zip(masks, sums, strict=True):
             count = int(keep * total.shape[-1] + 1e-6)
             mask[:, column] = _best(total.sqrt(), count)
+        for layer, total in enumerate(totals if instead else []):
+            instead[layer][:, column] = (total / counts)[:, 0]  # pyright: ignore[reportOptionalSubscript]
         found.append(run(masks)[:, column])
         since += 1
     return torch.stack(found, 1).flatten(0, 1), masks

@@ -19,16 +19,18 @@ from skimp.methods.experts.deciding import Chooser
 from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, guided
 from skimp.methods.experts.section import Experts
 from skimp.methods.experts.select import Chosen
-from skimp.methods.experts.statistic import squares
+from skimp.methods.experts.statistic import squares, totals
 
 
 @dataclass
 class Carried:
     """What a request carries. `sums`: the statistic, [B, F] float32 by layer; `counts`: the tokens
     it was taken over, [B]; `chosen` by layer, empty until the next decode step chooses; `recent`:
-    the tokens [B] of the steps since."""
+    the tokens [B] of the steps since. `totals`: the sum of what neurons were, [B, F] float32 by
+    layer, where those left out count as their mean."""
 
     sums: dict[int, Tensor]
+    totals: dict[int, Tensor]
     counts: Tensor
     chosen: dict[int, Chosen] = field(default_factory=dict)
     recent: list[Tensor] = field(default_factory=list)
@@ -49,7 +51,9 @@ class Desk:
                 layer: torch.zeros(batch, width, device=device)
                 for layer, width in self._chooser.widths.items()
             }
-            state.experts = Carried(sums, torch.zeros(batch, dtype=torch.long, device=device))
+            totals = {la: z.clone() for la, z in sums.items() if self._chooser.fills(la)}
+            counts = torch.zeros(batch, dtype=torch.long, device=device)
+            state.experts = Carried(sums, totals, counts)
         return state.experts
 
     @contextmanager
@@ -84,7 +88,9 @@ class Desk:
 
     def _choose(self, carried: Carried) -> None:
         for layer, sums in carried.sums.items():
-            carried.chosen[layer] = self._chooser.choose(layer, sums, carried.counts)
+            carried.chosen[layer] = self._chooser.choose(
+                layer, sums, carried.counts, carried.totals.get(layer)
+            )
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,8 @@ class _Reading:
         batch = len(self.carried.counts)
         z = h.reshape(batch, -1, module.width)  # OPT's FF works on all tokens in one row
         self.carried.sums[module.layer] += squares(z, self.real)
+        if module.layer in self.carried.totals:
+            self.carried.totals[module.layer] += totals(z, self.real)
         return module.dense(h)
 
 
@@ -122,6 +130,8 @@ class _Answering:
             shape = (len(chosen.mask), *[1] * (h.dim() - 2), chosen.mask.shape[1])
             h = h * chosen.mask.view(shape)
         out = kernels.neurons(h, module.weight, chosen.rows)
+        if chosen.fill is not None:
+            out = out + chosen.fill.view(len(chosen.fill), *[1] * (out.dim() - 2), -1)
         return out if module.bias is None else out + module.bias
 
 

@@ -7,7 +7,7 @@
 #define SKIMP_ABI_H
 #include <stdint.h>
 
-enum { ABI = 2 }; /* goes up with every change below */
+enum { ABI = 3 }; /* goes up with every change below */
 enum { FAIL_INDEX = 1, FAIL_MEMORY = 2 };
 enum { ISA_PORTABLE = 0, ISA_AVX2 = 1, ISA_AVX512BF16 = 2 };
 enum { LINEAR_JOBS = 4 };

@@ -21,7 +21,7 @@ MOST_ROWS = 16
 ISAS = ("portable", "avx2", "avx512bf16")
 """Instruction sets, from the least; the number of each in `abi.h` is its place."""
 
-_ABI = 2
+_ABI = 3
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _LINEAR = {jobs: Struct(f"{7 + 6 * jobs}q") for jobs in (1, 2, 3, 4)}
 _NEURONS = Struct("11q")

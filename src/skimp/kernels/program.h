@@ -58,10 +58,11 @@ typedef struct {
 } slot;
 
 /* The neurons of an FF that this step uses: `rows` [count]; `mask` [B, count], which of them each
- * sequence keeps, or null. */
+ * sequence keeps, or null; `fill` [B, N], what is added to the FF's output, or null. */
 typedef struct {
     const int32_t *rows;
     const uint8_t *mask;
+    const void *fill;
     int64_t count;
 } neurons_used;
 

@@ -8,11 +8,26 @@ static int linear_used(const linear_args *fixed, const neurons_used *used) {
     return skimp_linear(&a);
 }
 
+CLONES static void add_fill(const neurons_args *a, const void *fill) {
+    float sums[BLOCK], more[BLOCK];
+    const operand out = {a->out, a->dtype, {1}}, from = {(void *)fill, a->dtype, {1}};
+    const int64_t all = a->m * a->n;
+    for (int64_t first = 0; first < all; first += BLOCK) {
+        const int64_t n = all - first < BLOCK ? all - first : BLOCK;
+        load(sums, &out, first, 1, n);
+        load(more, &from, first, 1, n);
+        for (int64_t i = 0; i < n; i++) sums[i] += more[i];
+        store(&out, first, 1, sums, n);
+    }
+}
+
 static int neurons_of(const neurons_args *fixed, const neurons_used *used) {
     neurons_args a = *fixed;
     a.rows = used->rows;
     a.r = used->count;
-    return skimp_neurons(&a);
+    const int failed = skimp_neurons(&a);
+    if (!failed && used->fill) add_fill(&a, used->fill);
+    return failed;
 }
 
 static void map_used(const map_args *fixed, const neurons_used *used, int64_t width) {

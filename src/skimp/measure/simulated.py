@@ -33,6 +33,7 @@ from skimp.errors import EvaluationError
 from skimp.measure.packing import Layout, Row
 from skimp.methods.experts.deciding import Chooser
 from skimp.methods.experts.modules import NeuronsIn, NeuronsOut
+from skimp.methods.experts.select import left_out
 from skimp.methods.experts.statistic import squares
 
 SIMULATED = ("multiple_choice", "loglikelihood")  # a harness task's kinds of output
@@ -98,8 +99,12 @@ class Simulated:
         read, thinned = self._read.to(h.device), self._thinned.to(h.device)
         sums = self._member.to(h.device) @ squares(flat[read].unsqueeze(1))
         chosen = self._chooser.choose(module.layer, sums, self._counts, apart=True)
-        gone = torch.ones(sums.shape, dtype=torch.bool, device=h.device)
-        gone[:, chosen.rows.long()] = False if chosen.mask is None else ~chosen.mask
+        gone = left_out(chosen, torch.ones_like(sums)).bool()
+        stand_in = torch.zeros_like(sums)
+        if self._chooser.fills(module.layer):
+            counts = self._counts.to(h.device).clamp(min=1).unsqueeze(-1)
+            stand_in = self._member.to(h.device) @ flat[read].float() / counts
+        owner = self._owner.to(h.device)
         kept = flat.clone()
-        kept[thinned] = flat[thinned].masked_fill(gone[self._owner.to(h.device)], 0)
+        kept[thinned] = torch.where(gone[owner], stand_in[owner].to(h.dtype), flat[thinned])
         return module.dense(kept.view(h.shape))

@@ -125,7 +125,7 @@ class SlotPlace(Structure):
 class NeuronsUsed(Structure):
     """`neurons_used`."""
 
-    _fields_ = _fields("rows mask", "count")
+    _fields_ = _fields("rows mask fill", "count")
 
 
 class Mask(Structure):

@@ -12,10 +12,12 @@ from skimp.engine.program import structs
 @dataclass(frozen=True)
 class Used:
     """The neurons of an FF that a step uses: `rows` int32 [count]; `mask` bool [B, count], which of
-    them each sequence keeps, or None for all."""
+    them each sequence keeps, or None for all; `fill` [B, d], contiguous and of the model's type:
+    what the output gains, or None."""
 
     rows: Tensor
     mask: Tensor | None = None
+    fill: Tensor | None = None
 
 
 def used_table(used: Mapping[int, Used]) -> Any:
@@ -25,5 +27,7 @@ def used_table(used: Mapping[int, Used]) -> Any:
     table = (structs.NeuronsUsed * (max(used) + 1))()
     for layer, neurons in used.items():
         mask = None if neurons.mask is None else neurons.mask.data_ptr()
-        table[layer] = structs.NeuronsUsed(neurons.rows.data_ptr(), mask, len(neurons.rows))
+        fill = None if neurons.fill is None else neurons.fill.data_ptr()
+        rows = neurons.rows
+        table[layer] = structs.NeuronsUsed(rows.data_ptr(), mask, fill, len(rows))
     return table

@@ -1,9 +1,12 @@
 """Which neurons of a model's FFs stay, once something has been summed up about them."""
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
+from skimp import kernels
 from skimp.methods.experts.modules import NeuronsIn, NeuronsOut
-from skimp.methods.experts.select import Chosen, choose, magnitudes
+from skimp.methods.experts.select import Chosen, choose, left_out, magnitudes
 
 
 class Chooser:
@@ -28,16 +31,30 @@ class Chooser:
                 self._inputs.setdefault(module.layer, []).append(module)
         self._magnitudes: dict[int, Tensor] = {}
 
-    def choose(self, layer: int, sums: Tensor, counts: Tensor, *, apart: bool = False) -> Chosen:
+    def fills(self, layer: int) -> bool:
+        """Whether left-out neurons count as their mean, so that `choose` wants the totals."""
+        return self._outputs[layer].section.fill == "mean"
+
+    def choose(
+        self,
+        layer: int,
+        sums: Tensor,
+        counts: Tensor,
+        totals: Tensor | None = None,
+        *,
+        apart: bool = False,
+    ) -> Chosen:
         """The experts of one layer.
 
         Args:
             sums: of `statistic.squares` [B, F], taken over `counts` [B] tokens.
+            totals: of `statistic.totals` [B, F]; with them the choice says what stands in for the
+                neurons left out.
             apart: each sequence has its own, even where the section asks for a shared set.
         """
         module = self._outputs[layer]
         section = module.section.apart() if apart else module.section
-        return choose(
+        chosen = choose(
             sums,
             counts,
             section.count(layer, module.width),
@@ -46,6 +63,10 @@ class Chooser:
             magnitude=self._magnitude(layer) if section.select == "magnitude" else None,
             prior=module.prior,
         )
+        if totals is None or (len(chosen.rows) == module.width and chosen.mask is None):
+            return chosen
+        means = left_out(chosen, totals / counts.clamp(min=1).unsqueeze(-1))
+        return replace(chosen, fill=kernels.neurons(means.to(module.weight.dtype), module.weight))
 
     def _magnitude(self, layer: int) -> Tensor:
         if layer not in self._magnitudes:

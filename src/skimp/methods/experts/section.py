@@ -17,6 +17,7 @@ from skimp.plan import explain
 
 Select = Literal["topk", "sample", "topk_sample", "random", "magnitude"]
 Batch = Literal["sequence", "shared"]
+Fill = Literal["zero", "mean"]
 # These do not look at the prompt, so a prior has no ranks to join.
 BLIND: tuple[Select, ...] = ("random", "magnitude")
 
@@ -30,7 +31,8 @@ class Experts:
     full FF: their statistic joins the prompt's, experts are chosen anew, and the cache entries that
     thinned FFs had left are made good. `batch` gives each sequence its own experts or all the same.
     `prior` is the weight in [0, 1] of a fitted prior. Whole blocks of `block` neighbouring neurons
-    are kept.
+    are kept. `fill` is what neurons that were left out count as: nothing, or the mean that they had
+    over the prompt, whose part in the FF's output is worked out once and then added.
     """
 
     keep: float | tuple[float, ...] = 0.5
@@ -39,6 +41,7 @@ class Experts:
     batch: Batch = "sequence"
     prior: float = 0.0
     block: int = 1
+    fill: Fill = "zero"
     seed: int = 0
 
     @property
@@ -111,6 +114,9 @@ class ExpertsFile(BaseModel):
     )
     block: Literal[1, 16, 32, 64] = Field(
         default=1, description="neighbouring neurons that are kept or left out together"
+    )
+    fill: Fill = Field(
+        default="zero", description="what left-out neurons count as: nothing, or the prompt's mean"
     )
     seed: int = Field(default=0, ge=0, description="of the random choices")
 

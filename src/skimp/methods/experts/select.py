@@ -15,11 +15,13 @@ class Chosen:
     """The experts of one FF for a batch.
 
     `rows` int32 [k], ascending: neurons that any sequence keeps. `mask` bool [B, k]: which of them
-    each sequence keeps, or None where all keep all.
+    each sequence keeps, or None where all keep all. `fill` [B, d]: what the FF's output gains for
+    the neurons left out, or None for nothing.
     """
 
     rows: Tensor
     mask: Tensor | None
+    fill: Tensor | None = None
 
 
 def choose(
@@ -61,6 +63,13 @@ def choose(
     rows = kept.any(0).nonzero().flatten()
     mask = kept[:, rows]
     return Chosen(rows.to(torch.int32), None if mask.all() else mask)
+
+
+def left_out(chosen: Chosen, values: Tensor) -> Tensor:
+    """`values` [B, F] of the neurons that were not chosen, 0 for those that were."""
+    gone = torch.ones_like(values, dtype=torch.bool)
+    gone[:, chosen.rows.long()] = False if chosen.mask is None else ~chosen.mask
+    return values.masked_fill(~gone, 0)
 
 
 def magnitudes(weights: Sequence[Tensor]) -> Tensor:

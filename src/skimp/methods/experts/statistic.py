@@ -38,6 +38,15 @@ def squares(z: Tensor, real: Tensor | None = None) -> Tensor:
     return torch.einsum("bs,bsf->bf", weights, scaled)
 
 
+def totals(z: Tensor, real: Tensor | None = None) -> Tensor:
+    """Σ_t z_tj as float32 [B, F], of neurons `z` [B, S, F]; `real` [B, S] says which tokens count.
+
+    Values that are not finite add nothing.
+    """
+    weights = torch.ones(z.shape[:2], device=z.device) if real is None else real.float()
+    return torch.einsum("bs,bsf->bf", weights, z.float().nan_to_num(0, 0, 0))
+
+
 def score(sums: Tensor) -> Tensor:
     """The statistic s of the paper, float32, from the sums of `squares`; same shape."""
     return sums.float().sqrt()
