@@ -43,6 +43,7 @@ class Chooser:
         totals: Tensor | None = None,
         *,
         apart: bool = False,
+        keep: float | None = None,
     ) -> Chosen:
         """The experts of one layer.
 
@@ -51,9 +52,11 @@ class Chooser:
             totals: of `statistic.totals` [B, F]; with them the choice says what stands in for the
                 neurons left out.
             apart: each sequence has its own, even where the section asks for a shared set.
+            keep: a share to keep in place of the section's.
         """
         module = self._outputs[layer]
         section = module.section.apart() if apart else module.section
+        section = section if keep is None else replace(section, keep=keep)
         chosen = choose(
             sums,
             counts,
