@@ -71,12 +71,19 @@ class Stage:
     def engine(self, plan: str) -> Engine:
         """An engine with the plan on. Only the dense one and the last planned one are kept."""
         if plan == DENSE:
-            self._dense = self._dense or Engine(self.model)
+            self._dense = self._dense or self._ready(None)
             return self._dense
         if self._planned is None or self._planned[0] != plan:
             self._planned = None  # free before the next takes memory
-            self._planned = (plan, Engine(self.model, self.fitted(plan)))
+            self._planned = (plan, self._ready(self.fitted(plan)))
         return self._planned[1]
+
+    def _ready(self, plan: Plan | None) -> Engine:
+        # Else the clock decides at which token the engine changes over to its own program, and with
+        # it the last digit of what is measured.
+        engine = Engine(self.model, plan)
+        engine.warm_up()
+        return engine
 
     def applied(self, plan: str) -> AbstractContextManager[Any]:
         """A context in which the model itself carries the plan."""
