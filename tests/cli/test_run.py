@@ -16,9 +16,17 @@ FAST = (EXPERIMENTS["summaries"], EXPERIMENTS["followed"])
 def test_every_experiment_stands_beside_dense_and_paper(
     skimp: Skimp, folder: Path, tmp_path: Path
 ) -> None:
-    path = write(tmp_path, *FAST)
+    path = write(tmp_path, {**FAST[0], "title": "In [bold/] brackets"}, FAST[1])
     result = skimp("run", path, "--model", folder, "--json", "r.json")
-    for text in ("A tiny recipe", "Nobody, 2024", "to measure", "ROUGE-1", "27.2%", "recalled"):
+    for text in (
+        "In [bold/] brackets",
+        "A tiny recipe",
+        "Nobody, 2024",
+        "to measure",
+        "ROUGE-1",
+        "27.2%",
+        "recalled",
+    ):
         assert text in result.stdout
     found = read(tmp_path / "r.json")
     assert found["recipe"]["title"] == "A tiny recipe"

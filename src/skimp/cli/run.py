@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from skimp.cli import figures as numbers
 from skimp.cli import options, output, run_tables
@@ -151,7 +152,8 @@ def _measure(run: Run, recipe: Recipe, jobs: list[Job], stage: Stage, shelf: She
     """Say what there is to do, then do it; an interrupt says how to go on."""
     from skimp.recipes.run import run as measure
 
-    run.console.print(f"[bold]{recipe.title}[/]\n{recipe.paper.citation}", highlight=False)
+    title, citation = escape(recipe.title), escape(recipe.paper.citation)
+    run.console.print(f"[bold]{title}[/]\n{citation}", highlight=False)
     run.console.print(run_tables.outlook(jobs))
     units = [unit for job in jobs for unit in job.units]
     missing = [unit for unit in units if unit.kept is None]

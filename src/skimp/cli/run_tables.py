@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from skimp.cli import figures as numbers
 from skimp.cli import output
 
@@ -30,7 +32,7 @@ def outlook(jobs: list[Job]) -> Table:
             numbers.count(job.prepared.skipped),
             numbers.count(len(job.units)),
             numbers.count(missing) if missing else "0, all kept",
-            job.prepared.words,
+            escape(job.prepared.words),
         )
     return made
 
@@ -53,7 +55,7 @@ def results(result: Result) -> Table:
         columns.append(f">{job.kind.titles.get(name, name)}")
         if paper is not None and name in paper.figures:
             columns.append(">paper, recalled" if paper.recalled else ">paper")
-    made = output.table(job.experiment.title, *columns)
+    made = output.table(escape(job.experiment.title), *columns)
     for plan, cells in result.cells.items():
         row = [plan]
         for name in names:
@@ -80,7 +82,7 @@ def notes(result: Result) -> Iterator[str]:
     paper = job.experiment.paper
     if paper is None:
         return
-    said = f"[dim]Paper: {paper.model}"
+    said = f"[dim]Paper: {escape(paper.model)}"
     if paper.recalled:
         said += "; figures recalled from memory, not read there: check them before citing"
     yield f"{said}.[/]"
