@@ -1,5 +1,6 @@
 """Each kind of experiment on a tiny random model, against the same figures worked out here."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from tests.recipes.kit import EXPERIMENTS, TASKS, recipe, stage
 from tests.tiny import byte_tokenizer
 
 import skimp
+from skimp.errors import RecipeError
 from skimp.measure.quality import compare, evaluate, overall
-from skimp.recipes.run import Result, jobs, run
+from skimp.recipes.run import Result, check, jobs, run
 from skimp.recipes.shelf import Shelf
 
 
@@ -131,3 +133,18 @@ def test_tasks_are_paired_with_dense_and_their_mean_too(tmp_path: Path) -> None:
     assert mean is not None
     assert (cells["mean"].value, cells["mean"].interval) == (mean.planned, mean.interval)
     assert "mean" in result.cells["dense"]
+
+
+def test_a_missing_rouge_score_is_named_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = recipe(tmp_path, EXPERIMENTS["summaries"])
+    check(found)
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(RecipeError, match=r"skimp\[eval\]"):
+        check(found)
+
+
+def test_summaries_need_references(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"experiments\.summaries\.file"):
+        check(recipe(tmp_path, {**EXPERIMENTS["summaries"], "file": "text.txt"}))

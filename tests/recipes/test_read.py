@@ -1,10 +1,10 @@
 """Reading recipes: what they mean, and a sentence that names whatever is wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tests.conftest import ROOT
 from tests.recipes.kit import EXPERIMENTS, PLANS, recipe, write
 
@@ -12,6 +12,7 @@ from skimp.errors import RecipeError
 from skimp.recipes.grid import expand
 from skimp.recipes.read import read_recipe
 from skimp.recipes.recipe import Recipe
+from skimp.recipes.run import check
 
 
 def test_a_recipe_is_read(tmp_path: Path) -> None:
@@ -146,12 +147,24 @@ def test_the_recipes_of_this_repository_are_read() -> None:
     assert paths
     for path in paths:
         found: Recipe = read_recipe(path)
-        assert found.experiments
-        # A figure without a source is one that was recalled, and must say so.
-        for experiment in found.experiments:
-            paper = yaml.safe_load(path.read_text())["experiments"]
-            assert {"kind", "name"} <= paper[0].keys()
-            assert experiment.plans
+        assert all(experiment.plans for experiment in found.experiments)
+
+
+def test_griffin_keeps_what_the_paper_varies() -> None:
+    found = read_recipe(ROOT / "recipes" / "griffin.yaml")
+    keeps = {plan["experts"]["keep"] for plan in found.plans.values()}
+    ways = {plan["experts"]["select"] for plan in found.plans.values()}
+    assert (keeps, ways) == ({1.0, 0.75, 0.5, 0.25}, {"topk", "magnitude", "random"})
+    # None of these figures was read in the paper.
+    assert all(e.paper.recalled for e in found.experiments if e.paper is not None)
+
+
+@pytest.mark.eval
+def test_griffin_finds_its_data(shared_eval: Path) -> None:
+    found = read_recipe(ROOT / "recipes" / "griffin.yaml")
+    check(replace(found, data=shared_eval))
+    with pytest.raises(RecipeError, match=r"xsum_1shot\.jsonl"):
+        check(replace(found, data=shared_eval / "elsewhere"))
 
 
 def test_yaml_is_written_as_it_is_read(tmp_path: Path) -> None:
