@@ -108,6 +108,46 @@ def test_tasks_are_paired(
 
 
 @pytest.mark.eval
+def test_experts_are_scored_in_simulated_generation(
+    skimp: Skimp, folder: Path, tmp_path: Path, zero_plan: Path, tasks: Path
+) -> None:
+    words = ("--tasks", tasks, "--tokens", "0", "--json", "e.json")
+    result = skimp("eval", folder, "--experts", "0.3", *words)
+    assert "simulated generation" in result.stdout
+    assert "experts keep 0.3" in result.stdout
+    found = read(tmp_path / "e.json")
+    assert found["simulated"] is True
+    assert found["tasks"]["tiny_choice"]["items"] == 8
+    skimp("report", "--eval", "e.json", "--out", "r.html")
+    assert "simulated generation mode" in (tmp_path / "r.html").read_text()
+    result = skimp("eval", folder, "--experts", "1", *words)
+    assert "simulated generation" not in result.stdout
+    whole = read(tmp_path / "e.json")
+    assert whole["simulated"] is False
+    assert whole["tasks"]["tiny_choice"]["planned"] == whole["tasks"]["tiny_choice"]["dense"]
+    both = tmp_path / "both.yaml"
+    both.write_text(zero_plan.read_text() + "experts: {keep: 0.5, select: random}\n")
+    skimp("eval", folder, "--plan", zero_plan, "--plan", both, *words)
+    found = read(tmp_path / "e.json")
+    assert [found["plans"][name]["simulated"] for name in ("plan", "both")] == [False, True]
+
+
+@pytest.mark.eval
+def test_experts_are_not_scored_on_generated_text(skimp: Skimp, folder: Path, tasks: Path) -> None:
+    (tasks / "tiny.yaml").write_text(
+        TASK.replace("multiple_choice", "generate_until")
+        .replace("doc_to_choice: choices\n", "")
+        .replace('"{{query}}"', '"{{query}}"\ngeneration_kwargs: {max_gen_toks: 4, until: ["."]}')
+        .replace("doc_to_target: gold", "doc_to_target: query")
+        .replace("metric: acc", "metric: exact_match")
+    )
+    words = ("--tasks", tasks, "--tokens", "0", "--limit", "2")
+    skimp("eval", folder, *words)
+    said = complaint(skimp("eval", folder, "--experts", "0.5", *words, code=2))
+    assert "tiny_choice" in said and "generate_until" in said
+
+
+@pytest.mark.eval
 def test_unknown_tasks_are_named_before_the_model_is_loaded(skimp: Skimp) -> None:
     words = ("eval", "./no/model", "--tasks", "./no/tasks")
     assert "no/tasks" in complaint(skimp(*words, code=2))

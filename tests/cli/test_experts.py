@@ -27,9 +27,32 @@ def test_eval_predicts_answers_with_experts(skimp: Skimp, folder: Path, tmp_path
     (tmp_path / "held.txt").write_text("The river runs down to the sea. " * 40)
     words = ("--text", "held.txt", "--tokens", "128", "--window", "32", "--json", "e.json")
     skimp("eval", folder, "--experts", "0.5", *words)
-    near = read(tmp_path / "e.json")["fidelity"]
+    found = read(tmp_path / "e.json")
+    near = found["fidelity"]
     assert near["kl"] > 0
     assert near["tokens"] == 4 * 15
+    flocking = found["flocking"]
+    assert flocking["prompts"] == [32] * 4
+    assert flocking["overlap"]["chance"] == 0.5 < flocking["overlap"]["prompts"] <= 1
+    assert (flocking["map"]["layer"], flocking["map"]["neurons"]) == (2, 48)
+    assert [len(rows) for rows in flocking["map"]["prompts"]] == [32, 32]
+    skimp("report", "--eval", "e.json", "--out", "r.html")
+    assert "The neurons that a prompt needs" in (tmp_path / "r.html").read_text()
+
+
+def test_eval_watches_neurons_of_what_a_plan_leaves(
+    skimp: Skimp, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "held.txt").write_text("The river runs down to the sea. " * 40)
+    words = ("--text", "held.txt", "--tokens", "64", "--window", "32", "--json", "e.json")
+    skimp("plan", folder, "--ffn", "1", "--fill", "zero", "--out", "p.yaml")
+    skimp("eval", folder, "--plan", "p.yaml", *words)
+    assert "flocking" not in read(tmp_path / "e.json")
+    skimp("eval", folder, "--plan", "p.yaml", "--experts", "0.25", *words)
+    overlap = read(tmp_path / "e.json")["flocking"]["overlap"]
+    assert [one["layer"] for one in overlap["layers"]] == [0, 2, 3]
+    skimp("eval", folder, "--experts", "1", *words)
+    assert "flocking" not in read(tmp_path / "e.json")
 
 
 def test_plan_writes_them(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
@@ -58,7 +81,5 @@ def test_what_experts_cannot_do_is_said(skimp: Skimp, folder: Path, tmp_path: Pa
     assert "experts of its own" in said
     said = complaint(skimp("apply", folder, "--plan", plan, "--out", "out", code=2))
     assert "experts: the engine chooses them" in said
-    said = complaint(skimp("eval", folder, "--plan", plan, "--tasks", "piqa", code=2))
-    assert "--tasks" in said
     skimp("generate", folder, "The river", "--plan", plan, "--max-new-tokens", "3")
     skimp("inspect", folder, "--plan", plan)

@@ -108,6 +108,8 @@ def test_two_models_are_compared_item_by_item(suite: Path) -> None:
     restored = Evaluation.from_dict(json.loads(json.dumps(dense.to_dict())))
     assert restored == dense
     assert compare(restored, planned) == found
+    simulated = replace(dense, simulated=True)
+    assert Evaluation.from_dict(simulated.to_dict()) == simulated
 
 
 @_marked

@@ -98,6 +98,31 @@ def evaluation(loss: float = 0.01) -> Document:
     }
 
 
+def flocking() -> Document:
+    """What an evaluation of a plan with experts says besides."""
+    shares = [(0.5, 0.6 + 0.01 * layer, 0.7, 0.62) for layer in range(6)]
+    names = ("chance", "prompts", "own", "other")
+    rows = [bytes((7 * token + 3 * column) % 256 for column in range(40)) for token in range(20)]
+    return {
+        "prompts": [20, 64, 128],
+        "map": {
+            "layer": 3,
+            "neurons": 120,
+            "every": 3,
+            "top": 0.153,
+            "prompts": [[row.hex() for row in rows], [row.hex() for row in rows[:5]]],
+        },
+        "overlap": {
+            **dict(zip(names, (0.5, 0.625, 0.7, 0.62), strict=True)),
+            "pairs": [[1.0, 0.61, 0.72], [0.61, 1.0, 0.55], [0.72, 0.55, 1.0]],
+            "layers": [
+                {"layer": layer, **dict(zip(names, values, strict=True))}
+                for layer, values in enumerate(shares)
+            ],
+        },
+    }
+
+
 def bench(decode: float = 1.2, half: float = 0.02, bound: float | None = 1.25) -> Document:
     return {
         **common(),
@@ -177,6 +202,25 @@ INJECTION = (
 )
 
 
+def hostile_flocking() -> Document:
+    """Some of it can be drawn, and the rest must not get in the way."""
+    good = flocking()
+    return {
+        "prompts": [10**400, -1, INJECTION, 5, True],
+        "map": {
+            **good["map"],
+            "prompts": [INJECTION, [INJECTION], [["00"]], *good["map"]["prompts"], ["00", "0000"]],
+        },
+        "overlap": {
+            "chance": math.inf,
+            "prompts": INJECTION,
+            "own": -1,
+            "pairs": [[1, math.nan], [0.5, 1]],
+            "layers": [{"layer": 10**9}, {"layer": 2, "own": 0.5, "other": INJECTION}, 7],
+        },
+    }
+
+
 def hostile() -> Document:
     """Every text an injection, every number a trap."""
     bad = {
@@ -221,6 +265,7 @@ def hostile() -> Document:
         "mean": {"difference": -math.inf, "interval": "wide"},
         "fidelity": {"perplexity_dense": 0, "perplexity_planned": math.inf, INJECTION: 1e-300},
         "held_out": {"source": INJECTION, "items": [1, 2, 3]},
+        "flocking": hostile_flocking(),
     }
     timing = {
         **bench(),

@@ -164,14 +164,6 @@ def with_experts(plan: Plan | None, keep: float | None, anatomy: Anatomy) -> Pla
     return plan.with_section("experts", read_section({"keep": float(keep)}).to_dict())
 
 
-def refuse_experts(plans: Mapping[str, Plan], keep: float | None, purpose: str) -> None:
-    """Refuse plans, or `--experts KEEP`, whose experts a prompt chooses, where no engine runs."""
-    if keep is not None or any("experts" in plan.sections for plan in plans.values()):
-        raise PlanError(
-            f"experts: the engine chooses them for each prompt, so they cannot be {purpose}."
-        )
-
-
 def plan_names(paths: Sequence[Path]) -> list[str]:
     """A short name for each plan file: its stem, or its path where stems are the same."""
     stems = [(path if path.is_dir() else path.with_suffix("")).name for path in paths]

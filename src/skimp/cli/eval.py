@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skimp.cli import figures as numbers
-from skimp.cli import options, output
+from skimp.cli import eval_tables, options
 from skimp.cli.common import (
     Run,
     check_keep,
     layer_words,
     plan_names,
     read_plan,
-    refuse_experts,
     require_dense,
     with_experts,
 )
 from skimp.cli.common import dropped_of as dropped
 from skimp.cli.common import require_tokenizer as tokenizer_of
+from skimp.cli.flocking import flocking_of
 from skimp.errors import EvaluationError, SkimpError
 
 if TYPE_CHECKING:
@@ -98,6 +97,7 @@ def evaluate(
     skimp eval demo --plan plan.yaml --json eval.json
     skimp eval demo --plan plan.yaml --tasks piqa,arc_easy --limit 200
     skimp eval demo --plan greedy.yaml --plan last.yaml --tasks my_tasks/ --text held_out.txt
+    skimp eval demo --experts 0.5 --tasks piqa --tokens 0
     """
     del debug
     run = Run.start(
@@ -109,8 +109,6 @@ def evaluate(
         raise EvaluationError(f"--text: there is no file {text}.")
     check_keep(experts)
     plans = dict(zip(plan_names(plan or []), map(read_plan, plan or []), strict=True))
-    if tasks:
-        refuse_experts(plans, experts, "scored on tasks; leave --tasks out")
     check_tasks(tasks, seed)
     loaded = run.load(model)
     if plans or experts is not None:
@@ -124,6 +122,9 @@ def evaluate(
         held_out = held_out_text(run, loaded, text, tokens, window, list(plans.values()))
     parts = measure(run, loaded, plans, tasks or [], limit, held_out)
     document = describe(run, loaded, plans, parts, held_out, limit)
+    if held_out is not None:
+        first = next(iter(plans.values()), None)
+        document |= flocking_of(run, loaded, first, held_out.documents)
     show(run, parts, plans, held_out)
     run.finish(document)
 
@@ -137,18 +138,23 @@ def _with_experts(plans: Mapping[str, Plan], keep: float, anatomy: Anatomy) -> d
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found for one plan, or for the dense model alone (no comparisons then)."""
+    """What was found for one plan, or for the dense model alone (no comparisons then).
+
+    `simulated`: the planned model was scored on tasks in simulated generation mode.
+    """
 
     dense: Evaluation | None
     comparisons: Mapping[str, TaskComparison]
     mean: TaskComparison | None
     fidelity: Fidelity | None
+    simulated: bool
 
     def to_dict(self, planned: bool) -> dict[str, Any]:
-        """The `tasks`, `mean` and `fidelity` of a document."""
+        """The `tasks`, `mean`, `simulated` and `fidelity` of a document."""
         return {
             "tasks": self._tasks(),
             "mean": self.mean.to_dict() if self.mean is not None else None,
+            "simulated": self.simulated if self.comparisons else None,
             "fidelity": self._fidelity(planned),
         }
 
@@ -236,24 +242,43 @@ def measure(
     def switch(plan: Plan | None) -> Any:
         return nullcontext() if plan is None else apply(model, plan, anatomy=anatomy)
 
+    if tasks:
+        _refuse_tasks(loaded, plans, tasks, run.seed, switch)
     dense = _score(run, loaded, tasks, limit, "dense")
     found: dict[str, Measured] = {}
     for name, each in (plans or {"": None}).items():
         comparisons: dict[str, TaskComparison] = {}
-        near = None
+        near, simulated = None, False
         if dense is not None and each is not None:
             with switch(each):
                 scores = _score(run, loaded, tasks, limit, name)
             assert scores is not None
-            comparisons = compare(dense, scores, seed=run.seed)
+            comparisons, simulated = compare(dense, scores, seed=run.seed), scores.simulated
         if text is not None and each is not None and "experts" in each.sections:
             near = _answering(run, model, each, text)
         elif text is not None:
             near = fidelity(
                 model, lambda each=each: switch(each), text.documents, progress=run.progress
             )
-        found[name] = Measured(dense, comparisons, overall(comparisons), near)
+        found[name] = Measured(dense, comparisons, overall(comparisons), near, simulated)
     return found
+
+
+def _refuse_tasks(
+    loaded: Loaded,
+    plans: Mapping[str, Plan],
+    tasks: list[str],
+    seed: int,
+    switch: Callable[[Plan], Any],
+) -> None:
+    """Refuse what a plan's experts cannot be scored on, before the dense model is scored."""
+    from skimp.measure.simulated import refuse_unsimulated
+    from skimp.measure.tasks import load_tasks
+
+    for each in plans.values():
+        if "experts" in each.sections:
+            with switch(each):
+                refuse_unsimulated(loaded.model, load_tasks(tasks, seed))
 
 
 def _answering(run: Run, model: Any, plan: Plan, text: Text) -> Fidelity:
@@ -303,13 +328,18 @@ def show(
     """Print tasks and fidelity, a table for each plan."""
     for name, part in parts.items():
         if name:
-            gone = dropped(plans[name])
-            words = ", ".join(f"{kind} {layer_words(la)}" for kind, la in gone.items() if la)
-            run.console.print(f"[bold]{name}[/]: without {words or 'nothing'}")
+            run.console.print(f"[bold]{name}[/]: {_left_out(plans[name])}")
         if part.dense is not None:
-            run.console.print(_tasks_table(part))
+            run.console.print(eval_tables.tasks_table(part))
         if part.fidelity is not None and text is not None:
-            run.console.print(_fidelity_table(part.fidelity, text, planned=bool(name)))
+            run.console.print(eval_tables.fidelity_table(part.fidelity, text, planned=bool(name)))
+
+
+def _left_out(plan: Plan) -> str:
+    gone = [f"{kind} {layer_words(layers)}" for kind, layers in dropped(plan).items() if layers]
+    keep = plan.sections.get("experts", {}).get("keep")
+    thinned = [f"experts keep {keep}"] if keep is not None else []
+    return ", ".join([f"without {', '.join(gone) or 'nothing'}", *thinned])
 
 
 def _score(
@@ -336,45 +366,3 @@ def check_tasks(tasks: list[str] | None, seed: int) -> None:
 def _calibrations(plans: Sequence[Plan]) -> list[Mapping[str, Any]]:
     found = (plan.evidence.get("calibration") for plan in plans)
     return [used for used in found if isinstance(used, Mapping)]
-
-
-def _tasks_table(part: Measured) -> Any:
-    assert part.dense is not None
-    if not part.comparisons:
-        made = output.table("Tasks", "task", "metric", ">items", ">dense")
-        for name, scores in part.dense.tasks.items():
-            value = numbers.significant(scores.value, 4)
-            made.add_row(name, scores.metric, numbers.count(len(scores.items)), value)
-        return made
-    columns = ("task", "metric", ">items", ">dense", ">planned", ">difference", ">95% interval")
-    made = output.table("Tasks", *columns)
-    rows = dict(part.comparisons)
-    if part.mean is not None and len(rows) > 1:
-        rows["mean"] = part.mean
-    for name, one in rows.items():
-        share = one.kind == "mean" and 0 <= one.dense <= 1 and 0 <= one.planned <= 1
-        value = numbers.share if share else numbers.significant
-        step = numbers.points if share else numbers.plus
-        low, high = one.interval
-        made.add_row(
-            name,
-            one.metric,
-            numbers.count(one.items),
-            value(one.dense),
-            value(one.planned),
-            step(one.difference),
-            f"{step(low)} to {step(high)}",
-        )
-    return made
-
-
-def _fidelity_table(found: Fidelity, text: Text, *, planned: bool) -> Any:
-    made = output.table(f"{numbers.count(found.tokens)} tokens of {text.source}", "", ">value")
-    made.add_row("perplexity, dense", numbers.significant(found.perplexity_dense, 4))
-    if planned:
-        low, high = found.kl_interval
-        spread = f"{numbers.significant(low)} to {numbers.significant(high)}"
-        made.add_row("perplexity, planned", numbers.significant(found.perplexity_planned, 4))
-        made.add_row("KL from dense, nats/token", f"{numbers.significant(found.kl)} ({spread})")
-        made.add_row("same likeliest token", numbers.share(found.top1_agreement))
-    return made

@@ -76,7 +76,7 @@ class Engine:
         if plan is not None:
             apply(self.model, plan)
         section = experts.section_of(plan)
-        self._desk = experts.Desk(self.model, section, plan.values) if plan and section else None
+        self._desk = experts.Desk(self.model, section) if section else None
         self.anatomy = Anatomy.of(self.model)
         self.plain: str | None = None
         self.runner: Runner

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from skimp import kernels
 from skimp.engine.state import State
-from skimp.methods.experts.method import prior_name
+from skimp.methods.experts.deciding import Chooser
 from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, guided
 from skimp.methods.experts.section import Experts
-from skimp.methods.experts.select import Chosen, choose, magnitudes
+from skimp.methods.experts.select import Chosen
 from skimp.methods.experts.statistic import squares
 
 
@@ -37,17 +37,9 @@ class Carried:
 class Desk:
     """Chooses experts for one engine's requests."""
 
-    def __init__(self, model: nn.Module, section: Experts, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, section: Experts) -> None:
         self.section = section
-        self.widths: dict[int, int] = {}
-        self._inputs: dict[int, list[NeuronsIn]] = {}
-        for module in model.modules():
-            if isinstance(module, NeuronsOut):
-                self.widths[module.layer] = module.width
-            elif isinstance(module, NeuronsIn):
-                self._inputs.setdefault(module.layer, []).append(module)
-        self._priors = {layer: values.get(prior_name(layer)) for layer in self.widths}
-        self._magnitudes: dict[int, Tensor] = {}
+        self._chooser = Chooser(model)
 
     def _carried(self, state: State) -> Carried:
         """What the request carries; new for one that has seen nothing."""
@@ -55,7 +47,7 @@ class Desk:
             batch, device = state.batch, state.pads.device
             sums = {
                 layer: torch.zeros(batch, width, device=device)
-                for layer, width in self.widths.items()
+                for layer, width in self._chooser.widths.items()
             }
             state.experts = Carried(sums, torch.zeros(batch, dtype=torch.long, device=device))
         return state.experts
@@ -92,25 +84,7 @@ class Desk:
 
     def _choose(self, carried: Carried) -> None:
         for layer, sums in carried.sums.items():
-            count = self.section.count(layer, self.widths[layer])
-            carried.chosen[layer] = choose(
-                sums,
-                carried.counts,
-                count,
-                self.section,
-                layer,
-                magnitude=self._magnitude(layer),
-                prior=self._priors[layer],
-            )
-
-    def _magnitude(self, layer: int) -> Tensor | None:
-        if self.section.select != "magnitude":
-            return None
-        if layer not in self._magnitudes:
-            inputs, width = self._inputs[layer], self.widths[layer]
-            weights = [part for module in inputs for part in module.weight.detach().split(width)]
-            self._magnitudes[layer] = magnitudes(weights)
-        return self._magnitudes[layer]
+            carried.chosen[layer] = self._chooser.choose(layer, sums, carried.counts)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,11 +21,24 @@ SHARED_ROWS = 4  # how many times wider a row may grow while most of each additi
 
 @dataclass(frozen=True)
 class Scored:
-    """Input `tokens` of request `index`; the last `len(targets)` of them predict `targets`."""
+    """Input `tokens` of request `index`; the last `len(targets)` of them predict `targets`.
+
+    `apart`: the model computes those last ones otherwise than the ones before, by what stands
+    before them; so an entry is shared only with sequences that part the same beginning there.
+    """
 
     index: int
     tokens: tuple[int, ...]
     targets: tuple[int, ...]
+    apart: bool = False
+
+    @cached_property
+    def keys(self) -> tuple[int, ...]:
+        """What must agree, from the first to the last, for entries to be shared."""
+        if not self.apart:
+            return self.tokens
+        start = len(self.tokens) - len(self.targets)
+        return (*self.tokens[:start], *(~token for token in self.tokens[start:]))
 
 
 @dataclass
@@ -32,12 +46,14 @@ class Row:
     """A trie of sequences, parents before children.
 
     `parents[i]` is the entry before entry i in its sequence (-1: none), `depths[i]` its position,
-    and `wanted` holds, per request, the entries whose logits score its targets.
+    `keys[i]` what a sequence must have there to share it, and `wanted` holds, per request, the
+    entries whose logits score its targets.
     """
 
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
     wanted: list[tuple[Scored, list[int]]] = field(default_factory=list)
     path: list[int] = field(default_factory=list)
 
@@ -58,24 +74,33 @@ class Row:
         """Number of distinct entries whose logits are needed."""
         return len({entry for _, entries in self.wanted for entry in entries})
 
-    def shared(self, tokens: Sequence[int]) -> int:
-        """Length of the prefix that `tokens` shares with the sequence added last."""
+    def shared(self, sequence: Scored) -> int:
+        """Length of the prefix that `sequence` shares with the one added last."""
         count = 0
-        for entry, token in zip(self.path, tokens, strict=False):
-            if self.tokens[entry] != token:
+        for entry, key in zip(self.path, sequence.keys, strict=False):
+            if self.keys[entry] != key:
                 break
             count += 1
         return count
 
     def add(self, sequence: Scored) -> None:
         """Append what `sequence` does not share with the one before it."""
-        self.path = self.path[: self.shared(sequence.tokens)]
+        self.path = self.path[: self.shared(sequence)]
+        self.keys.extend(sequence.keys[len(self.path) :])
         for token in sequence.tokens[len(self.path) :]:
             self.parents.append(self.path[-1] if self.path else -1)
             self.depths.append(len(self.path))
             self.path.append(len(self.tokens))
             self.tokens.append(token)
         self.wanted.append((sequence, self.path[-len(sequence.targets) :]))
+
+    def line(self, entry: int) -> list[int]:
+        """The entries from `entry` (-1: none) back to the beginning."""
+        found = []
+        while entry >= 0:
+            found.append(entry)
+            entry = self.parents[entry]
+        return found
 
     def ancestors(self) -> Tensor:
         """Bool [entries, entries]: may entry i attend to entry j (itself included)."""
@@ -110,8 +135,8 @@ def chain_rows(sequences: Sequence[Scored]) -> list[Row]:
 
 def _rows(sequences: Sequence[Scored], fits: Fits) -> list[Row]:
     rows: list[Row] = []
-    for sequence in sorted(sequences, key=lambda sequence: sequence.tokens):
-        shared = rows[-1].shared(sequence.tokens) if rows else 0
+    for sequence in sorted(sequences, key=lambda sequence: sequence.keys):
+        shared = rows[-1].shared(sequence) if rows else 0
         if not rows or not fits(rows[-1], shared, len(sequence.tokens) - shared):
             rows.append(Row())
         rows[-1].add(sequence)

@@ -19,6 +19,7 @@ from skimp.errors import EvaluationError
 from skimp.measure.items import answer, build_requests, score
 from skimp.measure.metrics import Kind, Metric
 from skimp.measure.scorer import Way
+from skimp.measure.simulated import refuse_unsimulated
 from skimp.measure.statistics import mcnemar, normal_quantile, t_quantile
 from skimp.measure.tasks import load_tasks
 from skimp.progress import SILENT, Progress
@@ -53,7 +54,8 @@ class Evaluation:
     """Scores of one model on several tasks, by task name.
 
     `limit` and `seed` are what was asked for, `way` how the model was run (see
-    :class:`skimp.measure.scorer.Scorer`), `seconds` the time the model took.
+    :class:`skimp.measure.scorer.Scorer`), `seconds` the time the model took. `simulated`: experts
+    were at work in simulated generation mode (see :mod:`skimp.measure.simulated`).
     """
 
     tasks: dict[str, TaskScores]
@@ -61,6 +63,7 @@ class Evaluation:
     seed: int
     way: str
     seconds: float
+    simulated: bool = False
 
     @property
     def items(self) -> int:
@@ -77,8 +80,14 @@ class Evaluation:
             if data["skimp_evaluation"] != SAVED:
                 raise ValueError(f"version {data['skimp_evaluation']!r} is unknown")
             tasks = {name: _scores_from(scores) for name, scores in data["tasks"].items()}
-            limit, seed = data["limit"], int(data["seed"])
-            return cls(tasks, limit, seed, str(data["way"]), float(data["seconds"]))
+            return cls(
+                tasks,
+                data["limit"],
+                int(data["seed"]),
+                str(data["way"]),
+                float(data["seconds"]),
+                bool(data.get("simulated", False)),
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EvaluationError(
                 f"saved evaluation: damaged or foreign ({type(error).__name__}: {error}); "
@@ -145,11 +154,12 @@ def evaluate(
         seed: of few-shot examples and of sampling.
         batch_tokens: tokens per forward pass.
         way: `phased` runs continuations through the KV cache, as decoding does: for plans that
-            act while decoding only.
+            act while decoding only. Experts that a prompt chooses are simulated otherwise.
 
     Raises:
         EvaluationError: see :func:`skimp.measure.tasks.load_tasks`; also for a missing tokenizer,
-            a limit below 1, an item without choices, a task without a metric that can be paired.
+            a limit below 1, an item without choices, a task without a metric that can be paired,
+            and experts on a task that cannot be simulated.
     """
     if tokenizer is None:
         raise EvaluationError(NO_TOKENIZER)
@@ -158,6 +168,7 @@ def evaluate(
     found = load_tasks(tasks, seed)
     for name, task in found.items():
         build_requests(name, task, limit, seed)
+    simulated = refuse_unsimulated(model, found)
     from skimp.measure.harness import LiveModel
 
     live = LiveModel(
@@ -167,7 +178,7 @@ def evaluate(
     answer(live, [instance for task in found.values() for instance in task.instances])
     seconds = time.perf_counter() - start
     scores = {name: TaskScores(name, *score(name, task, limit)) for name, task in found.items()}
-    return Evaluation(scores, limit, seed, live.scorer.taken, seconds)
+    return Evaluation(scores, limit, seed, live.scorer.taken, seconds, simulated)
 
 
 def compare(dense: Evaluation, planned: Evaluation, *, seed: int = 0) -> dict[str, TaskComparison]:

@@ -8,7 +8,8 @@ sees the scored positions only; the numbers are the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,6 +26,9 @@ from skimp.measure.packing import (
     chain_rows,
     packed_rows,
 )
+from skimp.measure.simulated import Simulated, chooser_of
+from skimp.methods.experts.deciding import Chooser
+from skimp.methods.experts.modules import guided
 from skimp.progress import SILENT, Progress
 
 Way = Literal["auto", "packed", "plain", "phased"]
@@ -51,6 +55,8 @@ class Scorer:
             continuation together is all prefill and would show such a plan at no loss.
         auto: packed where this model, as it stands, is found to give the plain results under it.
 
+    Experts that a prompt chooses are simulated, packed or plain (:mod:`skimp.measure.simulated`).
+
     Args:
         max_length: longest input in tokens; longer ones lose their beginning, as in the harness.
         batch_tokens: padded tokens per forward pass (one sequence may exceed it).
@@ -65,6 +71,11 @@ class Scorer:
         self.way: Way = way
         self._config: Any = self.model.config.get_text_config()
         self._takes_masks: dict[int, bool] = {}
+
+    @property
+    def simulated(self) -> bool:
+        """Whether this model, as it stands, is scored in simulated generation mode."""
+        return chooser_of(self.model) is not None
 
     @property
     def taken(self) -> str:
@@ -85,12 +96,22 @@ class Scorer:
     ) -> list[Likelihood]:
         """Log-likelihood of each (context, continuation), both non-empty token ids, in order.
 
-        The continuation must fit into `max_length`; ValueError names the first that does not.
+        Raises:
+            ValueError: a continuation does not fit into `max_length`; names the first.
+            EvaluationError: the model cannot be run in the way asked for.
         """
+        chooser = chooser_of(self.model)
+        if chooser is not None and self.way == "phased":
+            raise EvaluationError(
+                "way: experts that a prompt chooses cannot be scored phased, only in simulated "
+                "generation; use auto."
+            )
         sequences = [self._truncated(index, *request) for index, request in enumerate(requests)]
+        if chooser is not None:
+            sequences = [replace(sequence, apart=True) for sequence in sequences]
         results: dict[int, Likelihood] = {}
         with progress.task(label, len(requests)) as step, evaluating(self.model):
-            for found in self._run(sequences):
+            for found in self._run(sequences, chooser):
                 results.update(found)
                 for _ in found:
                     step()
@@ -106,7 +127,9 @@ class Scorer:
         whole = (*context, *continuation)[-(self.max_length + 1) :]
         return Scored(index, whole[:-1], tuple(continuation))
 
-    def _run(self, sequences: Sequence[Scored]) -> Iterator[dict[int, Likelihood]]:
+    def _run(
+        self, sequences: Sequence[Scored], chooser: Chooser | None
+    ) -> Iterator[dict[int, Likelihood]]:
         if self.way == "phased":
             yield from self._phased(sequences)
             return
@@ -115,7 +138,8 @@ class Scorer:
         vocabulary = getattr(head, "out_features", None) or self._config.vocab_size
         for batch in batches(rows, self.batch_tokens, max(1, LOGIT_ELEMENTS // vocabulary)):
             layout = Layout.of(batch)
-            logits = self._logits(layout, self._inputs(batch, layout))
+            with _simulating(chooser, batch, layout):
+                logits = self._logits(layout, self._inputs(batch, layout))
             yield _likelihoods(logits, layout)
 
     def _rows(self, sequences: Sequence[Scored]) -> list[Row]:
@@ -279,6 +303,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def _simulating(
+    chooser: Chooser | None, rows: Sequence[Row], layout: Layout
+) -> AbstractContextManager[None]:
+    return nullcontext() if chooser is None else guided(Simulated(chooser, rows, layout))
 
 
 @contextmanager

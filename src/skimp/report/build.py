@@ -10,7 +10,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from skimp import __version__
 from skimp.errors import SkimpError
-from skimp.report import charts, importance_charts, layer_map, numbers, tables, words
+from skimp.report import (
+    charts,
+    flocking_charts,
+    importance_charts,
+    layer_map,
+    numbers,
+    tables,
+    words,
+)
 from skimp.report.data import ReportData
 from skimp.report.facts import KIND_LABEL, KINDS, Predicted
 from skimp.report.samples import compare
@@ -106,6 +114,10 @@ def render(data: ReportData) -> str:
             importance_table=tables.importance_table(data.selection),
             importance_charts=importance,
             path_chart=importance_charts.path_chart(data.selection),
+            flocking=data.flocking,
+            neuron_maps=flocking_charts.neuron_maps(data.flocking),
+            overlap=flocking_charts.overlap_chart(data.flocking),
+            overlap_by_layer=flocking_charts.layers_chart(data.flocking),
             samples=[compare(sample) for sample in data.samples],
             kind_label=KIND_LABEL,
             gap=numbers.GAP,

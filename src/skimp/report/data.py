@@ -11,7 +11,8 @@ from skimp.report.documents import (
     read_speed,
     split_evaluations,
 )
-from skimp.report.facts import Provenance, Quality, Sample, Selection, Speed
+from skimp.report.facts import Flocking, Provenance, Quality, Sample, Selection, Speed
+from skimp.report.flocking import read_flocking
 from skimp.report.provenance import caveats as standing_caveats
 from skimp.report.provenance import model_name, read_provenance, with_calibration
 from skimp.report.reader import Reader, clean
@@ -30,6 +31,7 @@ class ReportData:
     selection: Selection = Selection()
     qualities: tuple[Quality, ...] = ()
     speed: Speed | None = None
+    flocking: Flocking | None = None
     samples: tuple[Sample, ...] = ()
     provenance: Provenance = Provenance()
 
@@ -79,6 +81,8 @@ class ReportData:
         )
         qualities = read_qualities(evaluations)
         speed = read_speed(read_bench)
+        own = next(iter(evaluations.values()), None)
+        flocking = read_flocking(own.child("flocking")) if own else None
         provenance = read_provenance(
             documents,
             commands=tuple(commands),
@@ -99,6 +103,7 @@ class ReportData:
             selection=selection,
             qualities=qualities,
             speed=speed,
+            flocking=flocking,
             samples=sampled,
             provenance=replace(
                 provenance,

@@ -225,6 +225,7 @@ def read_quality(name: str, node: Reader) -> Quality:
         mean=_read_task("mean", mean) if mean else None,
         fidelity=_read_fidelity(node.child("fidelity")),
         held_out=node.text("held_out") or node.text("data"),
+        simulated=node.child("simulated").value is True,
     )
 
 

@@ -166,13 +166,17 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Quality:
-    """One evaluation of one plan beside the dense model."""
+    """One evaluation of one plan beside the dense model.
+
+    `simulated`: tasks were scored in simulated generation mode, as experts are.
+    """
 
     name: str
     tasks: tuple[Task, ...] = ()
     mean: Task | None = None
     fidelity: Fidelity | None = None
     held_out: str | None = None
+    simulated: bool = False
 
     def task(self, name: str) -> Task | None:
         """The task of that name, if it was run."""
@@ -254,6 +258,47 @@ class Sample:
     prompt: str
     dense: str
     planned: str
+
+
+@dataclass(frozen=True)
+class NeuronMap:
+    """Relative magnitudes of some neurons of one layer, a picture a prompt.
+
+    `pictures`: levels 0 to 255 (which stands for `top`), [prompt][token][column]; column c is
+    neuron c · `every` of `neurons`.
+    """
+
+    layer: int
+    neurons: int
+    every: int
+    top: float
+    pictures: tuple[tuple[bytes, ...], ...]
+
+
+@dataclass(frozen=True)
+class LayerOverlap:
+    """What experts of a layer have in common, as shares of a set: those of two `prompts`, of the
+    halves of one (`own`), of halves of two (`other`), and of sets drawn by `chance`."""
+
+    layer: int
+    chance: float | None = None
+    prompts: float | None = None
+    own: float | None = None
+    other: float | None = None
+
+
+@dataclass(frozen=True)
+class Flocking:
+    """Which neurons prompts need: a map of some, and what the experts of prompts share.
+
+    `mean` is over the layers; `pairs` a square of shares, prompt by prompt; `sizes` their tokens.
+    """
+
+    sizes: tuple[int, ...] = ()
+    map: NeuronMap | None = None
+    mean: LayerOverlap | None = None
+    pairs: tuple[tuple[float, ...], ...] = ()
+    layers: tuple[LayerOverlap, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class ExpertsMethod:
         found = feed_forwards(work.model, Anatomy.of(work.model))
         for layer, ffn in found.items():
             if not section.dense(layer):
-                _thin(work, layer, ffn)
+                _thin(work, section, layer, ffn)
         shares = {
             layer: section.decode_share(layer, ffn.width)
             for layer, ffn in found.items()
@@ -90,14 +90,15 @@ def _check_values(section: Experts, work: Applying) -> None:
             )
 
 
-def _thin(work: Applying, layer: int, ffn: FeedForward) -> None:
+def _thin(work: Applying, section: Experts, layer: int, ffn: FeedForward) -> None:
     for path in ffn.inputs:
         linear: Any = work.model.get_submodule(path)
         weight = _by_neuron(linear, neurons_out=True)
         _put(work, path, NeuronsIn(layer, weight, linear.bias, fused=ffn.fused))
     linear = work.model.get_submodule(ffn.output)
     weight = _by_neuron(linear, neurons_out=False)
-    _put(work, ffn.output, NeuronsOut(layer, weight, linear.bias))
+    prior = work.values.get(prior_name(layer))
+    _put(work, ffn.output, NeuronsOut(layer, weight, linear.bias, section, prior))
 
 
 def _put(work: Applying, path: str, module: nn.Module) -> None:

@@ -12,6 +12,8 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional
 
+from skimp.methods.experts.section import Experts
+
 
 class Guide(Protocol):
     """What a pass does with FFs; it belongs to a request, so nothing of one stays in the model."""
@@ -61,13 +63,23 @@ class NeuronsIn(nn.Module):
 
 
 class NeuronsOut(nn.Module):
-    """The map out of them: `weight` [F, d], `bias` [d]."""
+    """The map out of them: `weight` [F, d], `bias` [d].
+
+    `section` and `prior` [F] say by what rule the layer's neurons are chosen.
+    """
 
     bias: nn.Parameter | None
 
-    def __init__(self, layer: int, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+    def __init__(
+        self,
+        layer: int,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        section: Experts,
+        prior: Tensor | None,
+    ) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.section, self.prior = layer, section, prior
         self.weight = weight
         self.register_parameter("bias", bias)
 

@@ -5,7 +5,7 @@ ranks with those of a prior that is the same for all prompts follows GLASS (2025
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from typing import Any, Literal
 
@@ -69,6 +69,10 @@ class Experts:
         """Share of the layer's neurons that a decode step reads, full steps counted in."""
         share = self.count(layer, width) / width
         return (self.refresh * share + 1) / (self.refresh + 1) if self.refresh else share
+
+    def apart(self) -> "Experts":
+        """The same with experts of its own for each sequence."""
+        return replace(self, batch="sequence")
 
     def to_dict(self) -> dict[str, Any]:
         return {
