@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tests.families import SAMPLES
-from tests.recipes.kit import EXPERIMENTS, TASKS, recipe, stage
+from tests.recipes.kit import EXPERIMENTS, TASK, TASKS, recipe, stage
 from tests.tiny import byte_tokenizer
 
 import skimp
-from skimp.errors import RecipeError
+from skimp.errors import EvaluationError, RecipeError
 from skimp.measure.quality import compare, evaluate, overall
 from skimp.recipes.run import Result, check, jobs, run
 from skimp.recipes.shelf import Shelf
@@ -129,6 +130,8 @@ def test_tasks_are_paired_with_dense_and_their_mean_too(tmp_path: Path) -> None:
         cell = cells[name]
         assert (cell.dense, cell.value, cell.interval) == (pair.dense, pair.planned, pair.interval)
         assert cell.share
+    simulated = {plan: outcome.details["simulated"] for plan, outcome in result.outcomes.items()}
+    assert simulated == {"dense": False, "half": True, "no-attention": False}
     mean = overall(pairs)
     assert mean is not None
     assert (cells["mean"].value, cells["mean"].interval) == (mean.planned, mean.interval)
@@ -148,3 +151,17 @@ def test_a_missing_rouge_score_is_named_before_a_model_is_loaded(
 def test_summaries_need_references(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"experiments\.summaries\.file"):
         check(recipe(tmp_path, {**EXPERIMENTS["summaries"], "file": "text.txt"}))
+
+
+@pytest.mark.eval
+def test_experts_are_refused_where_they_cannot_be_simulated(tmp_path: Path) -> None:
+    found = recipe(tmp_path, {**TASKS, "tasks": ["tiny_choice"]})
+    task = tmp_path / "data" / "tasks" / "tiny_choice.yaml"
+    generating = {**TASK, "output_type": "generate_until", "doc_to_target": "{{choices[0]}}"}
+    del generating["doc_to_choice"]
+    generating["metric_list"] = [
+        {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+    ]
+    task.write_text(yaml.safe_dump(generating))
+    with pytest.raises(EvaluationError, match="simulated"):
+        jobs(found, stage(found), Shelf(tmp_path / "state"))

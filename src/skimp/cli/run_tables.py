@@ -79,6 +79,8 @@ def notes(result: Result) -> Iterator[str]:
     else:
         line += " Below a value: its 95% interval."
     yield f"{line}[/]"
+    if any(outcome.details.get("simulated") for outcome in result.outcomes.values()):
+        yield "[dim]Experts were scored in simulated generation mode.[/]"
     paper = job.experiment.paper
     if paper is None:
         return

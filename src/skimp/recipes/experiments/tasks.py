@@ -1,8 +1,7 @@
 """`tasks`: multiple choice and the like, scored by lm-evaluation-harness beside the dense model.
 
-A plan that acts on answers only (experts) is scored as GRIFFIN's paper does it: what a choice is
-scored by is computed as if the text before it had been the prompt. :func:`evaluate` sees to that
-for a model that carries such a plan.
+Experts act on answers only, and multiple choice writes none: :func:`evaluate` simulates them for a
+model that carries such a plan (:mod:`skimp.measure.simulated`).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pydantic import ConfigDict
 from skimp.measure.items import build_requests
 from skimp.measure.quality import Evaluation, TaskScores, evaluate, overall
 from skimp.measure.quality import compare as compare_tasks
+from skimp.measure.simulated import refuse_unsimulated
 from skimp.measure.tasks import load_tasks
 from skimp.recipes.outcome import Cell, Outcome, compare
 from skimp.recipes.recipe import STRICT
@@ -72,6 +72,7 @@ class Scored:
             "metrics": {name: scores.metric for name, scores in found.tasks.items()},
             "items": {name: list(scores.items) for name, scores in found.tasks.items()},
             "way": found.way,
+            "simulated": found.simulated,
         }
         return Outcome({n: scores.primary for n, scores in found.tasks.items()}, details=details)
 
@@ -90,9 +91,17 @@ class TasksKind:
         load_tasks(_specs(settings, place))
 
     def prepare(self, settings: Tasks, place: Place, stage: Stage) -> Scored:
-        """See :class:`skimp.recipes.experiments.base.Kind`."""
+        """See :class:`skimp.recipes.experiments.base.Kind`.
+
+        Raises:
+            EvaluationError: a plan has experts, which cannot be simulated on one of the tasks.
+        """
         specs = _specs(settings, place)
         found = load_tasks(specs, stage.seed)
+        thinning = next((n for n, plan in stage.plans.items() if "experts" in plan.sections), None)
+        if thinning is not None:
+            with stage.applied(thinning):
+                refuse_unsimulated(stage.model, found)
         digest = sha256()
         count = 0
         for name, task in found.items():
