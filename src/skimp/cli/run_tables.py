@@ -56,6 +56,7 @@ def results(result: Result) -> Table:
         if paper is not None and name in paper.figures:
             columns.append(">paper, recalled" if paper.recalled else ">paper")
     made = output.table(escape(job.experiment.title), *columns)
+    made.columns[0].no_wrap = True  # a name that is broken cannot be typed
     for plan, cells in result.cells.items():
         row = [plan]
         for name in names:
