@@ -31,3 +31,7 @@ class WorkloadError(SkimpError):
 
 class RequestError(SkimpError):
     """A request to the engine cannot be served; the message names what would fit."""
+
+
+class RecipeError(SkimpError):
+    """A recipe is malformed, or the data it names are not there; the message names the field."""

@@ -14,7 +14,18 @@ from skimp import __version__
 from skimp.cli import inspect as inspect_verb
 from skimp.errors import SkimpError
 
-VERBS = ["inspect", "machine", "plan", "apply", "eval", "bench", "generate", "report", "demo"]
+VERBS = [
+    "inspect",
+    "machine",
+    "plan",
+    "apply",
+    "eval",
+    "bench",
+    "generate",
+    "report",
+    "run",
+    "demo",
+]
 START = [sys.executable, "-m", "skimp.cli.main"]
 SRC = Path(__file__).resolve().parents[2] / "src"
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 import skimp
-from skimp.cli import apply, bench, demo, eval, generate, inspect, machine, plan, report
+from skimp.cli import apply, bench, demo, eval, generate, inspect, machine, plan, report, run
 from skimp.cli.common import COMMAND
 from skimp.errors import SkimpError
 
@@ -146,6 +146,7 @@ app.command("bench", no_args_is_help=True)(bench.bench)
 app.command("generate", no_args_is_help=True)(generate.generate)
 app.command("machine")(machine.machine)
 app.command("report")(report.report)
+app.command("run", no_args_is_help=True)(run.run_recipe)
 app.command("demo")(demo.demo)
 
 if __name__ == "__main__":

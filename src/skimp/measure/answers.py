@@ -61,6 +61,20 @@ def on_answers(
     return {name: summary(torch.stack(rows)) for name, rows in sums.items()}
 
 
+def losses(
+    engine: Engine, pairs: Sequence[tuple[Prompt, Prompt]], *, progress: Progress = SILENT
+) -> list[float]:
+    """Nats of each (prompt, answer) pair's answer of 2 or more tokens but its first, summed."""
+    found = []
+    with progress.task("Predicting answers", len(pairs)) as step:
+        for prompt, answer in pairs:
+            logits = _logits(engine, prompt, answer).float().log_softmax(-1).cpu()
+            target = torch.as_tensor(answer[1:])
+            found.append(-float(logits.gather(-1, target[:, None]).double().sum()))
+            step()
+    return found
+
+
 @torch.inference_mode()
 def _logits(engine: Engine, prompt: Prompt, answer: Prompt) -> Tensor:
     """The logits [len(answer) - 1, V] before each token of the answer but the first."""

@@ -1,0 +1,1 @@
+"""Recipes: a paper's experiments as commented YAML, run on any model beside the paper's figures."""

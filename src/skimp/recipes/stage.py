@@ -1,0 +1,132 @@
+"""The model that a recipe runs on, and its plans: engines and applied plans, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from skimp.engine import Engine
+from skimp.errors import PlanError, RecipeError
+from skimp.methods.apply import apply
+from skimp.methods.fit import fit_plan, needs_fit
+from skimp.methods.registry import check
+from skimp.models.anatomy import Anatomy
+from skimp.plan import ModelRef, Plan
+from skimp.progress import SILENT, Progress
+from skimp.recipes.recipe import DENSE, Recipe
+
+if TYPE_CHECKING:
+    from skimp.calibration.text import Calibration
+
+_SAMPLE = 4096  # numbers of each weight that its model is known by
+
+
+@dataclass
+class Stage:
+    """A dense model with its tokenizer, and the recipe's plans for it; `seed` is of every draw."""
+
+    model: Any
+    tokenizer: Any
+    anatomy: Anatomy
+    plans: Mapping[str, Plan]
+    seed: int = 0
+    progress: Progress = SILENT
+    _fitted: dict[str, Plan] = field(default_factory=dict)
+    _calibration: Calibration | None = None
+    _dense: Engine | None = None
+    _planned: tuple[str, Engine] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        model: Any,
+        tokenizer: Any,
+        *,
+        seed: int = 0,
+        progress: Progress = SILENT,
+    ) -> Stage:
+        """Raises RecipeError for a plan that does not fit the model, and without a tokenizer."""
+        if tokenizer is None:
+            raise RecipeError(
+                f"{recipe.path.name}: the model has no tokenizer, and a recipe reads text; give "
+                "a trained model such as demo with --model."
+            )
+        anatomy = Anatomy.of(model)
+        plans = {}
+        for name, sections in recipe.plans.items():
+            plan = Plan(ModelRef.of(anatomy), sections)
+            try:
+                check(plan, anatomy)
+            except PlanError as error:
+                raise RecipeError(f"{recipe.path.name}: plans.{name}.{error}") from None
+            plans[name] = plan
+        return cls(model, tokenizer, anatomy, plans, seed, progress)
+
+    def engine(self, plan: str) -> Engine:
+        """An engine with the plan on. Only the dense one and the last planned one are kept."""
+        if plan == DENSE:
+            self._dense = self._dense or self._ready(None)
+            return self._dense
+        if self._planned is None or self._planned[0] != plan:
+            self._planned = None  # free before the next takes memory
+            self._planned = (plan, self._ready(self.fitted(plan)))
+        return self._planned[1]
+
+    def _ready(self, plan: Plan | None) -> Engine:
+        # Else the clock decides at which token the engine changes over to its own program, and with
+        # it the last digit of what is measured.
+        engine = Engine(self.model, plan)
+        engine.warm_up()
+        return engine
+
+    def applied(self, plan: str) -> AbstractContextManager[Any]:
+        """A context in which the model itself carries the plan."""
+        if plan == DENSE:
+            return nullcontext()
+        return apply(self.model, self.fitted(plan), anatomy=self.anatomy)
+
+    def fitted(self, plan: str) -> Plan:
+        """The plan with whatever it needs fitted, on calibration text that is made once."""
+        if plan not in self._fitted:
+            made = self.plans[plan]
+            if needs_fit(made, self.anatomy):
+                made = fit_plan(self.model, made, self._text(), progress=self.progress)
+            self._fitted[plan] = made
+        return self._fitted[plan]
+
+    def identity(self) -> dict[str, Any]:
+        """What results hang on besides the recipe: the very weights, their format, the device."""
+        weight = next(self.model.parameters())
+        return {
+            "fingerprint": self.anatomy.fingerprint,
+            "weights": _digest(self.model),
+            "dtype": str(weight.dtype),
+            "device": weight.device.type,
+            "seed": self.seed,
+        }
+
+    def _text(self) -> Calibration:
+        from skimp.calibration.text import calibrate
+
+        if self._calibration is None:
+            self._calibration = calibrate(
+                self.model, self.tokenizer, seed=self.seed, progress=self.progress
+            )
+        return self._calibration
+
+
+def _digest(model: Any) -> str:
+    """Of an even sample of every weight's bytes: a fine-tune has another one."""
+    digest = sha256()
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].contiguous().cpu()
+        digest.update(name.encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
