@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import typer
 
@@ -141,17 +141,29 @@ def read_plan(path: Path) -> Plan:
     return Plan.read(path)
 
 
-def check_keep(keep: float | None) -> None:
-    """Refuse an `--experts KEEP` that is no share, before anything is loaded."""
+def check_keep(keep: float | None, scope: str = "prompt") -> None:
+    """Refuse an `--experts KEEP` that is no share, or a `--scope`, before anything is loaded."""
+    from skimp.methods.experts.section import Scope
+
+    if scope not in get_args(Scope):
+        raise PlanError(f"--scope: {scope!r} is none of {', '.join(get_args(Scope))}.")
+    if keep is None and scope != "prompt":
+        raise PlanError("--scope: it says who picks what --experts keeps; give --experts too.")
     if keep is not None and not 0 < keep <= 1:
         raise PlanError(f"--experts: {keep} is no share above 0 and up to 1.")
 
 
 @overload
-def with_experts(plan: Plan, keep: float | None, anatomy: Anatomy) -> Plan: ...
+def with_experts(
+    plan: Plan, keep: float | None, anatomy: Anatomy, scope: str = "prompt"
+) -> Plan: ...
 @overload
-def with_experts(plan: Plan | None, keep: float | None, anatomy: Anatomy) -> Plan | None: ...
-def with_experts(plan: Plan | None, keep: float | None, anatomy: Anatomy) -> Plan | None:
+def with_experts(
+    plan: Plan | None, keep: float | None, anatomy: Anatomy, scope: str = "prompt"
+) -> Plan | None: ...
+def with_experts(
+    plan: Plan | None, keep: float | None, anatomy: Anatomy, scope: str = "prompt"
+) -> Plan | None:
     """The plan (or an empty one) with `--experts KEEP`; PlanError if it has experts already."""
     from skimp.methods.experts.section import read_section
     from skimp.plan import Plan
@@ -161,14 +173,18 @@ def with_experts(plan: Plan | None, keep: float | None, anatomy: Anatomy) -> Pla
     plan = plan or Plan.empty(anatomy)
     if "experts" in plan.sections:
         raise PlanError("--experts: the plan has experts of its own; give one or the other.")
-    return plan.with_section("experts", read_section({"keep": float(keep)}).to_dict())
+    section = {"keep": float(keep), "scope": scope}
+    return plan.with_section("experts", read_section(section).to_dict())
 
 
 def refuse_experts(plans: Mapping[str, Plan], keep: float | None, purpose: str) -> None:
     """Refuse plans, or `--experts KEEP`, whose experts a prompt chooses, where no engine runs."""
-    if keep is not None or any("experts" in plan.sections for plan in plans.values()):
+    from skimp.methods.experts.section import by_prompt
+
+    if keep is not None or any(map(by_prompt, plans.values())):
         raise PlanError(
-            f"experts: the engine chooses them for each prompt, so they cannot be {purpose}."
+            f"experts: the engine chooses them for each prompt, so they cannot be {purpose}; a "
+            "plan that `skimp plan --scope calibrated` made can."
         )
 
 

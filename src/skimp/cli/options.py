@@ -40,6 +40,14 @@ Keep = Annotated[
         show_default=False,
     ),
 ]
+Scope = Annotated[
+    str,
+    typer.Option(
+        "--scope",
+        help="Who picks those that --experts keeps: prompt (each for its answer) or calibrated "
+        "(calibration text, for good: the rest is removed).",
+    ),
+]
 WorkloadText = Annotated[
     str,
     typer.Option(

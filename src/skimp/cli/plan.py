@@ -114,12 +114,13 @@ def plan(
     ffn: Annotated[str | None, _layers("ffn", "Layers whose FF goes.")] = None,
     layers: Annotated[str | None, _layers("layers", "Layers that go whole.")] = None,
     experts: options.Keep = None,
+    scope: options.Scope = "prompt",
     fit: Annotated[
         Path | None,
         typer.Option(
             "--fit",
             metavar="PLAN",
-            help="Fit the fills of this plan file, in place unless --out is given.",
+            help="Fit what this plan file needs fitted, in place unless --out is given.",
             rich_help_panel=_HAND,
         ),
     ] = None,
@@ -141,6 +142,7 @@ def plan(
     skimp plan demo --attention 3,4,7 --layers 20-22 --fill linear:16 --out mine.yaml
     skimp plan demo --fit mine.yaml
     skimp plan demo --experts 0.5 --out half.yaml
+    skimp plan demo --experts 0.75 --scope calibrated --out narrow.yaml
     """
     del debug, rules
     from skimp.models.anatomy import Anatomy
@@ -163,9 +165,11 @@ def plan(
         harm=harm,
         fill=fill or DEFAULT_FILL,
         repair=repair,
+        experts=experts,
+        scope=scope,
     )
     counted = drop_attention + drop_ffn + drop_layers > 0 or rule is not None
-    check_keep(experts)
+    check_keep(experts, scope)
     alone = experts is not None and not counted and fit is None
     named = alone or any(listed.values())
     mode = _mode(counted=counted, listed=named, fit=fit, fill=fill or repair)
@@ -180,8 +184,8 @@ def plan(
         made, facts = choose(run, loaded, wanted, calibration)
     else:
         drawn = drawn or by_hand(loaded, listed, wanted)
+        drawn = with_experts(drawn, experts, Anatomy.of(loaded.model), scope)
         made, facts = fit_plan(run, loaded, drawn, calibration)
-    made = with_experts(made, experts, Anatomy.of(loaded.model))
     made.write(target)
     document = describe(run, loaded, made, facts, work)
     show(run, document, target)

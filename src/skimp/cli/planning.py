@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from skimp.cli import output
-from skimp.cli.common import Run, dropped_of, layer_words, require_tokenizer
+from skimp.cli.common import Run, dropped_of, layer_words, require_tokenizer, with_experts
 from skimp.cli.figures import count, seconds, significant, times
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Wanted:
     harm: str = "kl"
     fill: str = DEFAULT_FILL
     repair: str | None = None
+    experts: float | None = None
+    scope: str = "prompt"
 
 
 def choose(
@@ -40,7 +42,11 @@ def choose(
 ) -> tuple[Plan, dict[str, Any]]:
     """Let a rule choose; returns the fitted plan and the document's keys about the choice."""
     from skimp.finder.choose import choose as find
+    from skimp.methods.fit import fit
+    from skimp.models.anatomy import Anatomy
 
+    start = time.perf_counter()
+    text = _calibrate(run, loaded, calibration, always=wanted.scope == "calibrated")
     choice = find(
         loaded.model,
         loaded.tokenizer,
@@ -52,16 +58,25 @@ def choose(
         repair=wanted.repair,
         keep_last=wanted.keep_last,
         harm=cast("Any", wanted.harm),
-        calibration=_calibrate(run, loaded, calibration),
+        calibration=text,
+        seed=run.seed,
+        progress=run.progress,
+    )
+    plan = with_experts(choice.plan, wanted.experts, Anatomy.of(loaded.model), wanted.scope)
+    plan = fit(
+        loaded.model,
+        loaded.tokenizer,
+        plan,
+        calibration=text,
         seed=run.seed,
         progress=run.progress,
     )
     path = [{"kind": kind, "layer": layer, "harm": harm} for kind, layer, harm in choice.path]
-    return choice.plan, {
+    return plan, {
         "rule": wanted.rule,
         "harm": wanted.harm,
         "calibration_loss": choice.calibration_loss,
-        "seconds": choice.seconds,
+        "seconds": time.perf_counter() - start,
         "path": path,
         "importance": {wanted.rule: choice.importance} if choice.importance else {},
         "calibration": choice.calibration.to_dict() if choice.calibration is not None else None,
@@ -82,7 +97,7 @@ def fit_plan(
     if any(methods()[name].needs_values(section) for name, section in found.items()):
         from skimp.methods.fit import fit
 
-        tokenizer = require_tokenizer(loaded, "fitting a fill")
+        tokenizer = require_tokenizer(loaded, "fitting a plan")
         text = _calibrate(run, loaded, calibration, always=True)
         plan = fit(
             loaded.model,
@@ -142,7 +157,7 @@ def show(run: Run, document: Mapping[str, Any], target: Path) -> None:
     if document["fill"] is not None:
         made.add_row("fill", str(document["fill"]))
     if document["experts"] is not None:
-        made.add_row("FF neurons an answer keeps", _shares(document["experts"]["keep"]))
+        made.add_row("FF neurons kept", _shares(**document["experts"]))
     if document["repair"] not in (None, "none"):
         made.add_row("repair", str(document["repair"]))
     if document["calibration_loss"] is not None:
@@ -157,10 +172,13 @@ def show(run: Run, document: Mapping[str, Any], target: Path) -> None:
     console.print(f"The plan is in {target}.")
 
 
-def _shares(keep: float | list[float]) -> str:
+def _shares(keep: float | list[float], scope: str, **_: Any) -> str:
     if isinstance(keep, list):
-        return f"{min(keep):.0%} to {max(keep):.0%}, layer by layer"
-    return f"{keep:.0%} of each layer's, those that its prompt needed"
+        share = f"{min(keep):.0%} to {max(keep):.0%}, layer by layer"
+    else:
+        share = f"{keep:.0%} of each layer's"
+    who = "for good" if scope == "calibrated" else "by each answer, those that its prompt needed"
+    return f"{share}, {who}"
 
 
 def by_hand(loaded: Loaded, layers: Mapping[str, list[int]], wanted: Wanted) -> Plan:
