@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 from tests.contract.masking import branches_gone, branches_saved, masked
 from tests.contract.thinning import fixed, neurons_gone, neurons_saved, widths
-from tests.families import Sample
+from tests.families import Sample, discovered
 from torch import Tensor, nn
 
 from skimp.methods import registry
@@ -25,6 +25,9 @@ Section = dict[str, Any]
 Reference = Callable[[Sample, nn.Module, Plan], AbstractContextManager[None]]
 # Mixtures of experts choose neurons by a router of their own.
 ROUTED = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3"}
+
+# What their FFs' output maps give is changed before it joins the residual stream, or may be.
+BEHIND_NORMS = {"gemma2", "gemma3_text", "olmo2", "opt-post-norm", *discovered()}
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,25 @@ def _experts_values(section: Section, anatomy: Anatomy, seed: int) -> dict[str, 
         if not read.dense(layer):
             rows = torch.randperm(width, generator=random)[: read.count(layer, width)]
             values[f"experts.ffn.{layer}.kept"] = rows.sort().values.int()
+            if read.repairs and len(rows) < width:
+                change = torch.randn(anatomy.hidden_size, len(rows), generator=random)
+                values[f"experts.ffn.{layer}.repair"] = (change / len(rows) ** 0.5).bfloat16()
     return values
+
+
+def _experts(repair: str, refused: set[str]) -> Case:
+    extra = {} if repair == "none" else {"repair": repair}
+    return Case(
+        method="experts",
+        hard=lambda count: {name: {**s, **extra} for name, s in _experts_hard(count).items()},
+        sections=lambda count: _experts_sections(count).map(lambda s: {**s, **extra}),
+        neutral=({"keep": 1.0, "scope": "calibrated", **extra},),
+        values=_experts_values,
+        reference=fixed,
+        gone=neurons_gone,
+        saved=neurons_saved,
+        refused=frozenset(refused),
+    )
 
 
 CASES: dict[str, Case] = {
@@ -192,17 +213,8 @@ CASES: dict[str, Case] = {
     "drop-linear:full": _drop("linear:full"),
     "drop-linear:4-repair:3": _drop("linear:4", 3),
     "drop-zero-repair:full": _drop("zero", "full"),
-    "experts-calibrated": Case(
-        method="experts",
-        hard=_experts_hard,
-        sections=_experts_sections,
-        neutral=({"keep": 1.0, "scope": "calibrated"},),
-        values=_experts_values,
-        reference=fixed,
-        gone=neurons_gone,
-        saved=neurons_saved,
-        refused=frozenset(ROUTED),
-    ),
+    "experts-calibrated": _experts("none", ROUTED),
+    "experts-calibrated-repair": _experts("full", ROUTED | BEHIND_NORMS),
 }
 
 

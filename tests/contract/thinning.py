@@ -160,7 +160,14 @@ def fixed(sample: Sample, model: nn.Module, plan: Plan) -> Iterator[None]:
 
         return enter
 
-    handles = [maps[la].register_forward_pre_hook(only(rows)) for la, rows in _kept(plan).items()]
+    def correct(rows: list[int], change: Tensor) -> Any:
+        return lambda _, args, output: output + args[0][..., rows] @ change.float().T
+
+    handles = []
+    for layer, rows in _kept(plan).items():
+        handles.append(maps[layer].register_forward_pre_hook(only(rows)))
+        if (change := plan.values.get(f"experts.ffn.{layer}.repair")) is not None:
+            handles.append(maps[layer].register_forward_hook(correct(rows, change)))
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Which neurons calibration text keeps for good, and how a section with that scope is read."""
 
 import re
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -13,12 +14,21 @@ from tests.families import SAMPLES
 from torch import Tensor, nn
 
 import skimp
+from skimp.calibration.replay import Replay, pack
 from skimp.calibration.text import Calibration
 from skimp.engine import Engine
 from skimp.errors import PlanError
 from skimp.measure.cost import byte_bound, compute_bound
 from skimp.methods import fit as fitting
-from skimp.methods.experts.section import BLIND, Experts, Select, by_prompt, read_section
+from skimp.methods.drop.closed_form import REPAIR_RIDGE
+from skimp.methods.experts.section import (
+    BLIND,
+    Experts,
+    Repair,
+    Select,
+    by_prompt,
+    read_section,
+)
 from skimp.methods.fit import fit_plan, needs_fit
 from skimp.methods.registry import reduce
 from skimp.models.anatomy import Anatomy
@@ -196,6 +206,62 @@ def test_bfloat16_and_frozen_weights() -> None:
         assert [w.requires_grad for w in model.parameters()].count(False) == 1
         assert model.get_submodule("transformer.h.0.mlp.c_fc").nf == 64
         assert model.get_submodule("transformer.h.0.mlp.c_proj").nx == 64
+
+
+# --- the repair ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "opt", "falcon-7b", "phi3"])
+@torch.no_grad()
+def test_repair_brings_the_residual_stream_back(name: str) -> None:
+    """And the weights it is fitted on are those of the dense model afterwards."""
+    model = SAMPLES[name].build()
+    text = tiny.calibration(count=60, longest=24)
+    replay = Replay(model, pack(text.documents))
+    dense = [replay.run(entry, batch) for batch, entry in enumerate(replay.entry)]
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    errors = {}
+    for repair in get_args(Repair):
+        plan = fit_plan(model, plan_of(model, keep=0.5, repair=repair), text)
+        assert all(torch.equal(w, before[n]) for n, w in model.named_parameters())
+        with skimp.apply(model, plan):
+            planned = Replay(model, replay.batches)
+            finals = [planned.run(entry, batch) for batch, entry in enumerate(planned.entry)]
+        real = [batch.real for batch in replay.batches]
+        gaps = [(d - p)[r] for d, p, r in zip(dense, finals, real, strict=True)]
+        errors[repair] = float(torch.cat(gaps).square().mean())
+    assert errors["full"] < 0.8 * errors["none"]
+
+
+def test_first_repair_is_ridge_regression_on_what_is_left() -> None:
+    """Before anything else has changed, it adds the dense output's part that kept neurons tell."""
+    sample, text = SAMPLES["llama"], tiny.calibration(count=60, longest=24)
+    model = sample.build()
+    plan = fit_plan(model, plan_of(model, keep=[0.5, 1.0, 1.0, 1.0], repair="full"), text)
+    rows = plan.values["experts.ffn.0.kept"].long()
+    z = torch.cat([neurons_of(sample, model, ids[None])[0][0] for ids in text.documents])
+    weight = model.get_submodule("model.layers.0.mlp.down_proj").weight.detach().double()
+    kept, lost = z[:, rows], z @ weight.T - z[:, rows] @ weight[:, rows].T
+    moments = kept.T @ kept / len(z)
+    damped = moments + REPAIR_RIDGE * moments.diagonal().mean() * torch.eye(len(rows))
+    wanted = torch.linalg.solve(damped, kept.T @ lost / len(z)).T
+    found = plan.values["experts.ffn.0.repair"]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-2, atol=1e-3)
+    assert {name.split(".")[2] for name in plan.values} == {"0"}
+
+
+def test_wrong_repair_is_refused() -> None:
+    model = SAMPLES["llama"].build()
+    plan = fit_plan(model, plan_of(model, keep=0.5, repair="full"), tiny.calibration())
+    name = "experts.ffn.2.repair"
+    rest = {key: value for key, value in plan.values.items() if key != name}
+    with pytest.raises(PlanError, match=r"^experts\.repair: full has not been fitted .*--fit"):
+        skimp.apply(model, replace(plan, values=rest))
+    with pytest.raises(PlanError, match=r"^experts\.ffn\.2\.repair: has shape \(32, 3\), .*--fit"):
+        skimp.apply(model, plan.with_values({name: torch.ones(32, 3)}))
+    with pytest.raises(PlanError, match=r"^experts\.repair: .*scope: calibrated"):
+        read_section({"repair": "full"})
 
 
 # --- the section --------------------------------------------------------------------------------

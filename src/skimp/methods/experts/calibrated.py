@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from skimp.calibration.replay import Replay
 from skimp.errors import PlanError
 from skimp.methods.base import Applying
+from skimp.methods.drop.fit import repair
 from skimp.methods.drop.layout import planned_block
 from skimp.methods.experts.fit import calibrated_scores
 from skimp.methods.experts.modules import by_neuron
@@ -23,12 +24,26 @@ from skimp.methods.experts.select import choose, magnitudes
 from skimp.models.anatomy import Anatomy, Layer, Part, Sublayer
 from skimp.models.carve import narrow, neuron_axis
 from skimp.models.feed_forward import FeedForward, feed_forwards
+from skimp.models.surgery import Surgery
 from skimp.progress import Progress
+
+_REMEDY = "run `skimp plan MODEL --fit plan.yaml`, or skimp.fit(model, tokenizer, plan)."
 
 
 def kept_name(layer: int) -> str:
     """What the kept neurons of a layer of the dense model are called among a plan's values."""
     return f"experts.ffn.{layer}.kept"
+
+
+def repair_name(layer: int) -> str:
+    """What the correction [hidden, k] of an output map is called among a plan's values."""
+    return f"experts.ffn.{layer}.repair"
+
+
+def flatten(kept: Mapping[int, Tensor], repairs: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """Fitted tensors under the names that they have in a plan."""
+    rows = {kept_name(layer): rows for layer, rows in kept.items()}
+    return rows | {repair_name(layer): change for layer, change in repairs.items()}
 
 
 def needs_rows(section: Experts) -> bool:
@@ -37,8 +52,8 @@ def needs_rows(section: Experts) -> bool:
     return section.calibrated and min(shares) < 1
 
 
-def fit_rows(section: Experts, replay: Replay, progress: Progress) -> dict[str, Tensor]:
-    """The neurons that each layer keeps: int32 [k], ascending, by `kept_name`.
+def fit_rows(section: Experts, replay: Replay, progress: Progress) -> dict[int, Tensor]:
+    """The neurons that each layer keeps: int32 [k], ascending.
 
     Raises:
         PlanError: a layer whose FF is no plain or gated one.
@@ -58,7 +73,7 @@ def fit_rows(section: Experts, replay: Replay, progress: Progress) -> dict[str, 
             layer,
             magnitude=_magnitude(replay.model, ffn) if section.select == "magnitude" else None,
         )
-        found[kept_name(layer)] = chosen.rows.cpu()
+        found[layer] = chosen.rows.cpu()
     return found
 
 
@@ -70,22 +85,27 @@ def cut(section: Experts, work: Applying) -> None:
     """
     prefix = work.anatomy.family.layers
     wiring = feed_forwards(work.model, Anatomy.of(work.model))
-    kept = {
+    rows = {
         layer: _rows(section, layer, ffn.width, work.values)
         for layer, ffn in wiring.items()
         if not section.dense(layer)
     }
+    kept = {layer: each for layer, each in rows.items() if len(each) < wiring[layer].width}
     block = planned_block(work)
+    repairs = _repairs(section, kept, work) if section.repairs else {}
     entries = []
     for position, entry in enumerate(block["layout"]["kept"]):
-        rows, ffn = kept.get(entry["source"]), wiring.get(entry["source"])
-        if rows is not None and ffn is not None and len(rows) < ffn.width:
-            path = f"{prefix}.{position}"
-            neurons = _describe(ffn, path, len(rows))
-            _narrow(work, path, neurons, rows, ffn.width)
+        source, path = entry["source"], f"{prefix}.{position}"
+        if source in kept:
+            neurons = describe(wiring[source], path, len(kept[source]))
+            layer = work.model.get_submodule(path)
+            narrow_to(layer, neurons, kept[source], work.surgery)
+            if source in repairs:
+                change = {"repair": repairs[source]}
+                repair(layer, neurons["output"], change, work.surgery)
             entry = {**entry, "neurons": neurons}
         entries.append(entry)
-    if entries != block["layout"]["kept"]:
+    if kept:
         layout = {**block["layout"], "kept": entries}
         work.surgery.set(work.model.config, "skimp", {**block, "layout": layout})
 
@@ -145,19 +165,37 @@ def _magnitude(model: nn.Module, ffn: FeedForward) -> Tensor:
 def _rows(section: Experts, layer: int, width: int, values: Mapping[str, Tensor]) -> Tensor:
     """The kept neurons of a layer, int64 [k]; PlanError unless they are what the section asks."""
     name = kept_name(layer)
-    remedy = "run `skimp plan MODEL --fit plan.yaml`, or skimp.fit(model, tokenizer, plan)."
     if name not in values:
         raise PlanError(
-            f"experts.scope: calibrated neurons have not been fitted ({name} is missing); {remedy}"
+            f"experts.scope: calibrated neurons have not been fitted ({name} is missing); {_REMEDY}"
         )
     found, count = values[name], section.count(layer, width)
     whole = not found.is_floating_point() and found.dtype != torch.bool
     if not whole or found.shape != (count,) or not _ascending(found, width):
         raise PlanError(
             f"{name}: does not list {count} of the neurons 0 to {width - 1} in ascending order, as "
-            f"experts.keep has it; fit it anew: {remedy}"
+            f"experts.keep has it; fit it anew: {_REMEDY}"
         )
     return found.long()
+
+
+def _repairs(section: Experts, kept: Mapping[int, Tensor], work: Applying) -> dict[int, Tensor]:
+    """The corrections of the layers that are cut; PlanError unless each is there in its shape."""
+    found = {}
+    for layer, rows in kept.items():
+        name, shape = repair_name(layer), (work.anatomy.hidden_size, len(rows))
+        if name not in work.values:
+            raise PlanError(
+                f"experts.repair: {section.repair} has not been fitted ({name} is missing); "
+                f"{_REMEDY}"
+            )
+        found[layer] = work.values[name]
+        if tuple(found[layer].shape) != shape:
+            raise PlanError(
+                f"{name}: has shape {tuple(found[layer].shape)}, but {shape} is needed; fit it "
+                f"anew: {_REMEDY}"
+            )
+    return found
 
 
 def _ascending(rows: Tensor, width: int) -> bool:
@@ -165,7 +203,7 @@ def _ascending(rows: Tensor, width: int) -> bool:
     return inside and bool((rows[1:] > rows[:-1]).all())
 
 
-def _describe(ffn: FeedForward, path: str, count: int) -> dict[str, Any]:
+def describe(ffn: FeedForward, path: str, count: int) -> dict[str, Any]:
     """The entry of the layout that :func:`skimp.models.carve.narrow` follows."""
     return {
         "inputs": [each.removeprefix(f"{path}.") for each in ffn.inputs],
@@ -176,15 +214,14 @@ def _describe(ffn: FeedForward, path: str, count: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _narrow(
-    work: Applying, path: str, neurons: Mapping[str, Any], rows: Tensor, width: int
-) -> None:
-    layer = work.model.get_submodule(path)
-    inputs: list[Any] = [layer.get_submodule(each) for each in neurons["inputs"]]
+def narrow_to(layer: nn.Module, neurons: Mapping[str, Any], rows: Tensor, surgery: Surgery) -> None:
+    """Leave the FF of a layer its neurons `rows` [k], as `describe` has it, reversibly."""
     output: Any = layer.get_submodule(neurons["output"])
-    dense = [(each, each.weight, each.bias) for each in (*inputs, output)]
-    narrow(layer, neurons, work.surgery.set)
-    rows = rows.to(output.weight.device)
+    maps: list[Any] = [*map(layer.get_submodule, neurons["inputs"]), output]
+    dense = [(each, each.weight, each.bias) for each in maps]
+    width = output.weight.shape[neuron_axis(output, inputs=True)]
+    narrow(layer, neurons, surgery.set)
+    rows = rows.to(output.weight.device).long()
     entering = torch.cat([rows, rows + width]) if neurons["fused"] else rows
     for linear, weight, bias in dense:
         last = linear is output

@@ -13,6 +13,7 @@ from skimp.methods.drop.layout import planned_block
 from skimp.methods.experts import calibrated
 from skimp.methods.experts.fit import calibrated_scores
 from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, by_neuron
+from skimp.methods.experts.repair import check_repairable, fit_repairs
 from skimp.methods.experts.section import Experts, ExpertsFile, read_section
 from skimp.models.anatomy import Anatomy, Layer
 from skimp.models.carve import KEEP
@@ -43,18 +44,22 @@ class ExpertsMethod:
 
     def check(self, section: Experts, anatomy: Anatomy) -> None:
         section.check(anatomy)
+        if section.repairs:
+            check_repairable(anatomy)
 
     def needs_values(self, section: Experts) -> bool:
         return section.needs_prior or calibrated.needs_rows(section)
 
     def tokens(self, section: Experts) -> int | None:
-        return TOKENS
+        return None if section.repairs else TOKENS
 
     def fit(
         self, section: Experts, anatomy: Anatomy, replay: Replay, progress: Progress
     ) -> dict[str, Tensor]:
         if section.calibrated:
-            return calibrated.fit_rows(section, replay, progress)
+            kept = calibrated.fit_rows(section, replay, progress)
+            repairs = fit_repairs(kept, replay, progress) if section.repairs else {}
+            return calibrated.flatten(kept, repairs)
         scores = calibrated_scores(replay, progress)
         return {prior_name(layer): values for layer, values in scores.items()}
 

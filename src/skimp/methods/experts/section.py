@@ -17,6 +17,7 @@ from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan, explain
 
 Scope = Literal["prompt", "calibrated"]
+Repair = Literal["none", "full"]
 Select = Literal["topk", "sample", "topk_sample", "random", "magnitude"]
 Batch = Literal["sequence", "shared"]
 # These do not look at the prompt, so a prior has no ranks to join.
@@ -31,7 +32,8 @@ class Experts:
 
     `scope` says by what, and for how long, neurons are chosen: by each prompt for its answer, or by
     calibration text for good, which makes the FFs narrower; `refresh`, `batch` and `prior` have no
-    meaning then.
+    meaning then. There, `repair` corrects the output maps of the FFs, in closed form, for what the
+    text shows to be missing; it merges into the weights.
 
     `keep` is the share of neurons in (0, 1], one for all layers or one for each layer of the dense
     model. After every `refresh` answer tokens (0: never) the next step reads those again with the
@@ -49,6 +51,11 @@ class Experts:
     block: int = 1
     seed: int = 0
     scope: Scope = "prompt"
+    repair: Repair = "none"
+
+    @property
+    def repairs(self) -> bool:
+        return self.repair != "none"
 
     @property
     def calibrated(self) -> bool:
@@ -128,6 +135,10 @@ class ExpertsFile(BaseModel):
         default=1, description="neighbouring neurons that are kept or left out together"
     )
     seed: int = Field(default=0, ge=0, description="of the random choices")
+    repair: Repair = Field(
+        default="none",
+        description="of FF output maps, where the scope is calibrated: none or full",
+    )
 
 
 def read_section(data: Mapping[str, Any]) -> Experts:
@@ -151,6 +162,11 @@ def read_section(data: Mapping[str, Any]) -> Experts:
                     f"experts.{name}: it has no meaning where the scope is calibrated, since no "
                     "prompt chooses; leave it out, or the scope."
                 )
+    elif file.repair != "none":
+        raise PlanError(
+            "experts.repair: it needs one set of neurons; leave it out, or write "
+            "`scope: calibrated`."
+        )
     fields = file.model_dump()
     fields["keep"] = tuple(shares) if isinstance(file.keep, list) else file.keep
     return Experts(**fields)
