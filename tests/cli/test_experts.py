@@ -137,14 +137,23 @@ def test_hand_written_sections_are_fitted(skimp: Skimp, folder: Path, tmp_path: 
     plan = tmp_path / "p.yaml"
     for section in ("{keep: 0.5, prior: 0.5}", "{keep: 0.5, scope: calibrated}"):
         skimp("plan", folder, "--experts", "1", "--out", plan)
-        lines = [line for line in plan.read_text().splitlines() if "experts" not in line]
-        start = next(i for i, line in enumerate(lines) if line.startswith("model:"))
-        kept = [line for line in lines[: start + 3] if ":" in line]
-        plan.write_text("\n".join([*kept, f"experts: {section}"]) + "\n")
+        head, _, _ = plan.read_text().partition("experts:")
+        plan.write_text(f"{head}experts: {section}\n")
         said = complaint(skimp("generate", folder, "x", "--plan", plan, code=2))
         assert "not been fitted" in said and "--fit" in said
         skimp("plan", folder, "--fit", plan)
         skimp("generate", folder, "The river", "--plan", plan, "--max-new-tokens", "3")
+
+
+def test_repair_of_narrower_ffs(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    words = ("--experts", "0.5", "--scope", "calibrated", "--out", "p.yaml", "--json", "p.json")
+    said = skimp("plan", folder, *words, "--repair", "full").stdout
+    found = read(tmp_path / "p.json")
+    assert found["experts"]["repair"] == "full" and "repaired" in said
+    skimp("generate", folder, "The river", "--plan", "p.yaml", "--max-new-tokens", "3")
+    skimp("plan", folder, *words, "--repair", "4", "--ffn", "1")  # a rank is for what is dropped
+    found = read(tmp_path / "p.json")
+    assert found["experts"]["repair"] == "none" and found["repair"] == 4
 
 
 def test_scope_is_checked_first(skimp: Skimp) -> None:

@@ -155,14 +155,26 @@ def check_keep(keep: float | None, scope: str = "prompt") -> None:
 
 @overload
 def with_experts(
-    plan: Plan, keep: float | None, anatomy: Anatomy, scope: str = "prompt"
+    plan: Plan,
+    keep: float | None,
+    anatomy: Anatomy,
+    scope: str = "prompt",
+    repair: str | None = None,
 ) -> Plan: ...
 @overload
 def with_experts(
-    plan: Plan | None, keep: float | None, anatomy: Anatomy, scope: str = "prompt"
+    plan: Plan | None,
+    keep: float | None,
+    anatomy: Anatomy,
+    scope: str = "prompt",
+    repair: str | None = None,
 ) -> Plan | None: ...
 def with_experts(
-    plan: Plan | None, keep: float | None, anatomy: Anatomy, scope: str = "prompt"
+    plan: Plan | None,
+    keep: float | None,
+    anatomy: Anatomy,
+    scope: str = "prompt",
+    repair: str | None = None,
 ) -> Plan | None:
     """The plan (or an empty one) with `--experts KEEP`; PlanError if it has experts already."""
     from skimp.methods.experts.section import read_section
@@ -173,7 +185,9 @@ def with_experts(
     plan = plan or Plan.empty(anatomy)
     if "experts" in plan.sections:
         raise PlanError("--experts: the plan has experts of its own; give one or the other.")
-    section = {"keep": float(keep), "scope": scope}
+    section: dict[str, Any] = {"keep": float(keep), "scope": scope}
+    if scope == "calibrated" and repair == "full":  # ranks are for sublayers that are dropped
+        section["repair"] = repair
     return plan.with_section("experts", read_section(section).to_dict())
 
 

@@ -57,7 +57,8 @@ def plan(
             "--repair",
             metavar="RANK",
             help="Correct the output projections that are kept, at no cost later: none, a rank or "
-            "full [dim](default: full where the fill is linear, else none)[/].",
+            "full [dim](default: full where the fill is linear, else none)[/]. With --scope "
+            "calibrated full corrects narrower FFs too.",
         ),
     ] = None,
     calibration: Annotated[
@@ -184,7 +185,7 @@ def plan(
         made, facts = choose(run, loaded, wanted, calibration)
     else:
         drawn = drawn or by_hand(loaded, listed, wanted)
-        drawn = with_experts(drawn, experts, Anatomy.of(loaded.model), scope)
+        drawn = with_experts(drawn, experts, Anatomy.of(loaded.model), scope, repair)
         made, facts = fit_plan(run, loaded, drawn, calibration)
     made.write(target)
     document = describe(run, loaded, made, facts, work)

@@ -62,7 +62,8 @@ def choose(
         seed=run.seed,
         progress=run.progress,
     )
-    plan = with_experts(choice.plan, wanted.experts, Anatomy.of(loaded.model), wanted.scope)
+    anatomy = Anatomy.of(loaded.model)
+    plan = with_experts(choice.plan, wanted.experts, anatomy, wanted.scope, wanted.repair)
     plan = fit(
         loaded.model,
         loaded.tokenizer,
@@ -172,13 +173,14 @@ def show(run: Run, document: Mapping[str, Any], target: Path) -> None:
     console.print(f"The plan is in {target}.")
 
 
-def _shares(keep: float | list[float], scope: str, **_: Any) -> str:
+def _shares(keep: float | list[float], scope: str, repair: str, **_: Any) -> str:
     if isinstance(keep, list):
         share = f"{min(keep):.0%} to {max(keep):.0%}, layer by layer"
     else:
         share = f"{keep:.0%} of each layer's"
-    who = "for good" if scope == "calibrated" else "by each answer, those that its prompt needed"
-    return f"{share}, {who}"
+    if scope == "calibrated":
+        return f"{share}, for good" + ("" if repair == "none" else "; output maps repaired")
+    return f"{share}, by each answer, those that its prompt needed"
 
 
 def by_hand(loaded: Loaded, layers: Mapping[str, list[int]], wanted: Wanted) -> Plan:
