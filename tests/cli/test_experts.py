@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from tests.cli.conftest import Skimp, complaint, read
 
 
@@ -83,3 +84,101 @@ def test_what_experts_cannot_do_is_said(skimp: Skimp, folder: Path, tmp_path: Pa
     assert "experts: the engine chooses them" in said
     skimp("generate", folder, "The river", "--plan", plan, "--max-new-tokens", "3")
     skimp("inspect", folder, "--plan", plan)
+
+
+# --- one set for good ---------------------------------------------------------------------------
+
+
+def test_plan_fits_one_set_and_every_verb_takes_it(
+    skimp: Skimp, folder: Path, tmp_path: Path
+) -> None:
+    narrow = tmp_path / "narrow.yaml"
+    words = ("--experts", "0.5", "--scope", "calibrated")
+    said = skimp("plan", folder, *words, "--out", narrow, "--json", "p.json").stdout
+    found = read(tmp_path / "p.json")
+    assert found["experts"]["scope"] == "calibrated" and found["calibration"]["tokens"] > 0
+    assert "for good" in said and narrow.with_suffix(".safetensors").is_file()
+    skimp("apply", folder, "--plan", narrow, "--out", "out", "--json", "a.json")
+    sizes = read(tmp_path / "a.json")
+    assert sizes["planned"]["parameters"] < sizes["dense"]["parameters"]
+    skimp("inspect", folder, "--plan", narrow, "--json", "i.json")
+    skimp("inspect", tmp_path / "out", "--json", "o.json")
+    planned, written = read(tmp_path / "i.json")["planned"], read(tmp_path / "o.json")
+    assert planned["totals"] == written["totals"]
+    assert planned["totals"]["parameters"] == sizes["planned"]["parameters"]
+    words = ("generate", "The river", "--max-new-tokens", "6")
+    asked = skimp(words[0], folder, *words[1:], "--plan", narrow).stdout
+    assert skimp(words[0], tmp_path / "out", *words[1:]).stdout == asked
+    (tmp_path / "held.txt").write_text("The river runs down to the sea. " * 40)
+    words = ("--text", "held.txt", "--tokens", "128", "--window", "32", "--json", "e.json")
+    skimp("eval", folder, "--plan", narrow, *words)
+    near = read(tmp_path / "e.json")["fidelity"]
+    assert near["kl"] > 0 and near["tokens"] > 4 * 15, "every token but the first is predicted"
+    skimp(
+        "bench",
+        folder,
+        "--plan",
+        narrow,
+        "--workload",
+        "8+4x1",
+        "--rounds",
+        "6",
+        "--steps",
+        "2",
+        "--json",
+        "b.json",
+    )
+    bench = read(tmp_path / "b.json")
+    assert bench["compute_bound"]["prefill"] > 1.02 < bench["byte_bound"]["decode"]
+    assert bench["planned"]["weight_bytes"] < bench["dense"]["weight_bytes"]
+
+
+@pytest.mark.parametrize("way", ["rule", "rule that reads", "hand", "file"])
+def test_beside_a_drop(skimp: Skimp, folder: Path, tmp_path: Path, way: str) -> None:
+    """One run fits both, on one text."""
+    both = tmp_path / "both.yaml"
+    words = ("--experts", "0.5", "--scope", "calibrated", "--out", both, "--json", "p.json")
+    ways = {
+        "rule": ("--rule", "last", "--drop-ffn", "1", "--fill", "zero"),
+        "rule that reads": ("--rule", "cosine", "--drop-attention", "1", "--fill", "mean"),
+        "hand": ("--ffn", "1", "--fill", "linear:2", "--repair", "full"),
+        "file": ("--fit", both),
+    }
+    if way == "file":
+        skimp("plan", folder, "--layers", "1", "--fill", "mean", "--out", both)
+    skimp("plan", folder, *ways[way], *words)
+    found = read(tmp_path / "p.json")
+    assert found["calibration"]["tokens"] > 0
+    assert set(found["plan"]) >= {"drop", "experts", "evidence"}
+    skimp("apply", folder, "--plan", both, "--out", "out")
+    skimp("inspect", tmp_path / "out")
+
+
+def test_hand_written_sections_are_fitted(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "p.yaml"
+    for section in ("{keep: 0.5, prior: 0.5}", "{keep: 0.5, scope: calibrated}"):
+        skimp("plan", folder, "--experts", "1", "--out", plan)
+        head, _, _ = plan.read_text().partition("experts:")
+        plan.write_text(f"{head}experts: {section}\n")
+        said = complaint(skimp("generate", folder, "x", "--plan", plan, code=2))
+        assert "not been fitted" in said and "--fit" in said
+        skimp("plan", folder, "--fit", plan)
+        skimp("generate", folder, "The river", "--plan", plan, "--max-new-tokens", "3")
+
+
+def test_repair_of_narrower_ffs(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    words = ("--experts", "0.5", "--scope", "calibrated", "--out", "p.yaml", "--json", "p.json")
+    said = skimp("plan", folder, *words, "--repair", "full").stdout
+    found = read(tmp_path / "p.json")
+    assert found["experts"]["repair"] == "full" and "repaired" in said
+    skimp("generate", folder, "The river", "--plan", "p.yaml", "--max-new-tokens", "3")
+    skimp("plan", folder, *words, "--repair", "4", "--ffn", "1")  # a rank is for what is dropped
+    found = read(tmp_path / "p.json")
+    assert found["experts"]["repair"] == "none" and found["repair"] == 4
+
+
+def test_scope_is_checked_first(skimp: Skimp) -> None:
+    said = complaint(skimp("plan", "nowhere", "--experts", "0.5", "--scope", "all", code=2))
+    assert "--scope: 'all' is none of prompt, calibrated" in said
+    said = complaint(skimp("plan", "nowhere", "--ffn", "1", "--scope", "calibrated", code=2))
+    assert "--scope" in said and "--experts" in said

@@ -7,6 +7,7 @@ skimp's surgery is used here, so that the two can disagree.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import torch
 from tests.families import Sample, Site
@@ -81,3 +82,34 @@ def _corrected(
 
         handles.append(last.register_forward_hook(add))
     return handles
+
+
+def _left_out(plan: Plan) -> Iterator[tuple[str, int]]:
+    section = plan.sections["drop"]
+    for kind in ("attention", "ffn"):
+        for layer in {*section.get(kind, ()), *section.get("layers", ())}:
+            yield kind, layer
+
+
+def branches_gone(sample: Sample, model: nn.Module, plan: Plan) -> Iterator[ref[Any]]:
+    """Weak references to all modules of the branches that a `drop` section leaves out."""
+    for kind, index in _left_out(plan):
+        site = sample.attention if kind == "attention" else sample.ffn
+        for path in {site.enter, site.leave}:
+            branch = sample.blocks(model)[index].get_submodule(path)
+            yield from (ref(module) for module in branch.modules())
+
+
+def branches_saved(
+    sample: Sample,
+    model: nn.Module,
+    plan: Plan,
+    branches: Mapping[tuple[str, int], int],
+    tokens: int,
+) -> int:
+    """FLOPs of the branches that a `drop` section leaves out, less those of its fills."""
+    del sample, model
+    # A repair is merged into weights that are there anyway.
+    maps = [value for name, value in plan.values.items() if "repair" not in name]
+    fills = sum(2 * value.numel() for value in maps if value.dim() == 2)
+    return sum(branches[place] for place in _left_out(plan)) - fills * tokens

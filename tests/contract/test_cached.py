@@ -55,7 +55,8 @@ def test_hard_plans(model: nn.Module, anatomy: Anatomy, sample: Sample, case: Ca
 
 
 def test_generate(model: nn.Module, anatomy: Anatomy, case: Case) -> None:
-    plan = plan_for(case, case.hard(anatomy.dense_layers)["only the last attention kept"], anatomy)
+    section = case.one(anatomy.dense_layers, "only the last attention kept")
+    plan = plan_for(case, section, anatomy)
     with skimp.apply(model, plan):
         check_generate(model, PADDED)
         check_generate(model, make_batch([1], seed=3), WINDOW + 2)

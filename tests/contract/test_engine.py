@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.contract.cases import Case, plan_for, shared_out
+from tests.contract.cases import ROUTED, Case, plan_for, shared_out
 from tests.contract.examples import Drawn, drawn, examples
 from tests.contract.runs import Batch, assert_close, greedy_uncached, make_batch, uncached
 from tests.families import WINDOW, Sample
@@ -26,7 +26,7 @@ CUT = 7
 # What the engine's slots do not serve, because the family's own code computes on cached keys.
 PLAIN = {"falcon-7b", "falcon-40b", "falcon-11b", "falcon-alibi", "gptj", "deepseek_v3"}
 # What decodes on the slots, but by torch: routed experts, and code that asks for values.
-ROUTED = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"}
+BY_TORCH = ROUTED - PLAIN
 
 
 def prompts(batch: Batch, columns: int) -> list[list[int]]:
@@ -53,7 +53,7 @@ def expected(model: nn.Module, batch: Batch, columns: int) -> Tensor:
 def decoders(engine: Engine, batch: int, sample: Sample) -> list[str]:
     """The ways of decoding that this engine has, each to be tried; none falls back in silence."""
     reason = engine.warm_up(batch)
-    if sample.name not in ROUTED:  # a plan may leave no routed experts, and then it is native too
+    if sample.name not in BY_TORCH:  # a plan may leave no routed experts, and then it is native too
         assert (reason is not None) == (sample.name in PLAIN), reason
     return ["torch"] if reason is not None else ["torch", "native"]
 
@@ -96,7 +96,7 @@ def test_every_family_decodes_as_it_should(model: nn.Module, sample: Sample) -> 
     engine = Engine(model)
     reason = engine.warm_up(1)
     assert (engine.plain is not None) == (sample.name in PLAIN)
-    assert (reason is not None) == (sample.name in PLAIN | ROUTED), reason
+    assert (reason is not None) == (sample.name in PLAIN | BY_TORCH), reason
 
 
 def test_cached_equals_uncached(
@@ -138,7 +138,7 @@ def test_the_callers_model_stays_as_it_is(model: nn.Module, anatomy: Anatomy, ca
     """Law 6: it is not changed, and what is kept of it is shared, not copied."""
     before = {name: (weight, weight.clone()) for name, weight in model.named_parameters()}
     wanted = uncached(model, PADDED)
-    section = case.hard(anatomy.dense_layers)["middle"]
+    section = case.one(anatomy.dense_layers, "middle")
     plan = plan_for(case, section, anatomy)
     engine = Engine(model, plan)
     engine.generate([[1, 2, 3]], 3)
@@ -159,7 +159,7 @@ def test_interleaved_requests_are_as_if_alone(
     model: nn.Module, anatomy: Anatomy, case: Case
 ) -> None:
     """Law 4, between two ways of decoding and among requests of other lengths."""
-    section = case.hard(anatomy.dense_layers)["only the last attention kept"]
+    section = case.one(anatomy.dense_layers, "only the last attention kept")
     engine = Engine(model, plan_for(case, section, anatomy))
     engine.warm_up(2)
     batches = make_batch([7, 3], seed=5), make_batch([1], seed=6), make_batch([9, 9], seed=7)
@@ -204,7 +204,7 @@ def test_compiled_step(model: nn.Module, anatomy: Anatomy, sample: Sample) -> No
     """The step is one graph for torch.compile, and requests of other lengths are that graph too."""
     if sample.name in PLAIN:
         pytest.skip(f"{sample.name} runs on transformers' own cache")
-    if sample.name in ROUTED:
+    if sample.name in BY_TORCH:
         pytest.skip(f"{sample.name} routes by what it computes: no single graph")
     plan = skimp.Plan.empty(anatomy).with_section("drop", {"attention": [0], "layers": [2]})
     shapes = Engine(model, plan).runner.shapes
@@ -223,7 +223,7 @@ def test_long_answers_come_to_the_program(
     model: nn.Module, sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is made once plain decoding has cost as much, in the middle of a request."""
-    if sample.name in PLAIN | ROUTED:
+    if sample.name in PLAIN | BY_TORCH:
         pytest.skip(f"{sample.name} decodes by torch")
     engine = Engine(model)
     assert isinstance(engine.runner, NativeRunner)
@@ -235,7 +235,7 @@ def test_long_answers_come_to_the_program(
 
 def test_fifty_prompts_one_program(model: nn.Module, sample: Sample) -> None:
     """Neither a prompt's length nor a request's room makes a new decode step."""
-    if sample.name in PLAIN | ROUTED:
+    if sample.name in PLAIN | BY_TORCH:
         pytest.skip(f"{sample.name} decodes by torch")
     engine = Engine(model)
     engine.warm_up(1)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.contract.cases import ROUTED
 from tests.contract.runs import assert_close, make_batch, uncached
 from tests.contract.test_engine import CUT, PLAIN, hold, prompts, served
 from tests.contract.thinning import neurons_of, thinned
@@ -23,7 +24,6 @@ from skimp.workload import Workload
 BATCH = make_batch([WINDOW + 6, 9, 5], seed=3)
 SINGLE = make_batch([WINDOW + 4], seed=4)
 
-ROUTED = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3"}
 # Gate and up in one matrix are thinned by torch.
 FUSED = {"phi3", "glm", "glm4"}
 

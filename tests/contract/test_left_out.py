@@ -91,11 +91,14 @@ def quick_collection() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("quick_collection")
-def test_dropped_modules_die_with_the_applied_plan(sample: Sample, case: Case) -> None:
+def test_what_is_left_out_dies_with_the_applied_plan(sample: Sample, case: Case) -> None:
     model = sample.build()
     anatomy = Anatomy.of(model)
-    plan = plan_for(case, {**case.hard(4)["middle"], "layers": [3]}, anatomy)
-    gone = list(_branches(sample, model, plan))
+    section = case.one(anatomy.dense_layers, "middle")
+    section = {**section, "layers": [3]} if case.method == "drop" else section
+    plan = plan_for(case, section, anatomy)
+    gone = list(case.gone(sample, model, plan))
+    assert gone
     kept = weakref.ref(sample.blocks(model)[0])
     applied = skimp.apply(model, plan)
     gc.collect()
@@ -105,16 +108,6 @@ def test_dropped_modules_die_with_the_applied_plan(sample: Sample, case: Case) -
     gc.collect()
     assert [ref().__class__.__name__ for ref in gone if ref() is not None] == []
     assert kept() is not None
-
-
-def _branches(sample: Sample, model: nn.Module, plan: Plan) -> Iterator[weakref.ref[nn.Module]]:
-    """Weak references to all modules of the branches that a `drop` section leaves out."""
-    section = plan.sections["drop"]
-    for kind, site in (("attention", sample.attention), ("ffn", sample.ffn)):
-        for index in {*section.get(kind, ()), *section.get("layers", ())}:
-            for path in {site.enter, site.leave}:
-                branch = sample.blocks(model)[index].get_submodule(path)
-                yield from (weakref.ref(module) for module in branch.modules())
 
 
 # --- KV cache -----------------------------------------------------------------------------------
@@ -142,24 +135,17 @@ def assert_cache(model: nn.Module, anatomy: Anatomy) -> None:
 # --- FLOPs --------------------------------------------------------------------------------------
 
 
-def test_flops_fall_by_the_dropped_branches(sample: Sample, case: Case) -> None:
+def test_flops_fall_by_what_is_left_out(sample: Sample, case: Case) -> None:
     model = build_countable(sample)
     anatomy = Anatomy.of(model)
     dense, branches = count_flops(sample, model)
     for section in case.hard(anatomy.dense_layers).values():
         plan = plan_for(case, section, anatomy)
-        share = sum(
-            branches[kind, layer]
-            for kind in ("attention", "ffn")
-            for layer in {*section.get(kind, ()), *section.get("layers", ())}
-        )
-        # A repair is merged into weights that are there anyway.
-        maps = [value for name, value in plan.values.items() if "repair" not in name]
-        fills = sum(2 * value.numel() for value in maps if value.dim() == 2)
-        assert share > 0
+        saved = case.saved(sample, model, plan, branches, TOKENS)
+        assert saved != 0
         with skimp.apply(model, plan), FlopCounterMode(display=False) as counter:
             _run(model)
-        assert counter.get_total_flops() == dense - share + fills * TOKENS
+        assert counter.get_total_flops() == dense - saved
 
 
 def test_anatomy_flops_are_those_counted(sample: Sample) -> None:

@@ -32,9 +32,8 @@ def test_interleaved_requests_are_as_if_alone(
     model: nn.Module, anatomy: Anatomy, case: Case
 ) -> None:
     batches = make_batch([7, 3], seed=5), make_batch([1], seed=6), make_batch([9], seed=7)
-    hard = case.hard(anatomy.dense_layers)
     for name in ("first attention", "only the last attention kept"):
-        with skimp.apply(model, plan_for(case, hard[name], anatomy)):
+        with skimp.apply(model, plan_for(case, case.one(anatomy.dense_layers, name), anatomy)):
             alone = [Request(model, batch) for batch in batches]
             for request in alone:
                 for _ in range(STEPS):
@@ -51,7 +50,7 @@ def test_request_begun_on_the_dense_model_ends_on_it(model: nn.Module, case: Cas
     """A plan put on and taken off between two steps leaves no trace in the request."""
     anatomy = Anatomy.of(model)
     alone, disturbed = (Request(model, make_batch([5, 2])) for _ in range(2))
-    plan = plan_for(case, case.hard(anatomy.dense_layers)["first layer"], anatomy)
+    plan = plan_for(case, case.one(anatomy.dense_layers, "first layer"), anatomy)
     for _ in range(STEPS):
         alone.step()
     for _ in range(STEPS):

@@ -105,7 +105,7 @@ def test_failure_half_way_leaves_the_model_as_it_was(
     model: nn.Module, anatomy: Anatomy, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = Portrait.of(model)
-    plan = plan_for(case, case.hard(anatomy.dense_layers)["first layer"], anatomy)
+    plan = plan_for(case, case.one(anatomy.dense_layers, "first layer"), anatomy)
     steps = _count_steps(model, plan, monkeypatch)
     assert steps > 3
     for last in {1, steps // 2, steps}:

@@ -1,18 +1,24 @@
-"""What prompt-adaptive experts should compute, done to the dense model by hooks alone, in one pass.
+"""What experts should compute, done to the dense model by hooks alone.
 
 The statistic and the choice are worked out in float64 from what enters the FFs' last linear maps;
-a token of the answer is then computed with its sequence's other neurons set to zero.
+a token of the answer is then computed with its sequence's other neurons set to zero, all in one
+pass. Experts that are the same for good are set to zero everywhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import inf
+from math import inf, prod
+from typing import Any
+from weakref import ref
 
 import torch
 from tests.contract.masking import LAST_MAPS
 from tests.contract.runs import Batch
 from tests.families import Sample
 from torch import Tensor, nn
+
+from skimp.models.anatomy import Anatomy
+from skimp.plan import Plan
 
 Masks = list[Tensor]  # by layer, [B, columns, F]: the neurons that each token has
 
@@ -140,3 +146,78 @@ def _squares(z: Tensor, real: Tensor) -> Tensor:
 def _best(scores: Tensor, count: int) -> Tensor:
     order = scores.argsort(dim=-1, descending=True, stable=True)[:, :count]
     return torch.zeros_like(scores, dtype=torch.float32).scatter_(-1, order, 1.0)
+
+
+# --- one set for good ---------------------------------------------------------------------------
+
+
+def widths(anatomy: Anatomy) -> list[int]:
+    """The neurons of each FF, by the map that ends it."""
+    ends = []
+    for layer in anatomy.layers:
+        parts = [part for part in layer.ffn.parts if part.role == "projection"]
+        ends.append(prod(parts[-1].shape) // anatomy.hidden_size)
+    return ends
+
+
+def _kept(plan: Plan) -> dict[int, list[int]]:
+    """The neurons kept, by layer; those of layers that keep all are not listed."""
+    return {
+        int(name.split(".")[2]): value.tolist()
+        for name, value in plan.values.items()
+        if name.startswith("experts.ffn.") and name.endswith(".kept")
+    }
+
+
+@contextmanager
+def fixed(sample: Sample, model: nn.Module, plan: Plan) -> Iterator[None]:
+    """Set, while the context lasts, every neuron to zero that the plan does not keep."""
+    maps = last_maps(sample, model)
+
+    def only(rows: list[int]) -> Any:
+        def enter(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            mask = torch.zeros(args[0].shape[-1])
+            mask[rows] = 1
+            return (args[0] * mask,)
+
+        return enter
+
+    def correct(rows: list[int], change: Tensor) -> Any:
+        return lambda _, args, output: output + args[0][..., rows] @ change.float().T
+
+    handles = []
+    for layer, rows in _kept(plan).items():
+        handles.append(maps[layer].register_forward_pre_hook(only(rows)))
+        if (change := plan.values.get(f"experts.ffn.{layer}.repair")) is not None:
+            handles.append(maps[layer].register_forward_hook(correct(rows, change)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def neurons_gone(sample: Sample, model: nn.Module, plan: Plan) -> Iterator[ref[Any]]:
+    """Weak references to the dense weights of the FFs that keep some neurons only."""
+    for layer in _kept(plan):
+        block = sample.blocks(model)[layer]
+        for path in {sample.ffn.enter, sample.ffn.leave}:
+            weights = block.get_submodule(path).parameters()
+            yield from (ref(weight) for weight in weights if weight.dim() == 2)
+
+
+def neurons_saved(
+    sample: Sample,
+    model: nn.Module,
+    plan: Plan,
+    branches: Mapping[tuple[str, int], int],
+    tokens: int,
+) -> int:
+    """FLOPs of the neurons that are gone."""
+    del tokens
+    maps: list[Any] = last_maps(sample, model)
+    saved = 0
+    for layer, rows in _kept(plan).items():
+        width = maps[layer].weight.numel() // model.config.hidden_size
+        saved += branches["ffn", layer] * (width - len(rows)) // width
+    return saved

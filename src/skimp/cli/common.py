@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import typer
 
@@ -141,18 +141,51 @@ def read_plan(path: Path) -> Plan:
     return Plan.read(path)
 
 
-def check_keep(keep: float | None) -> None:
-    """Refuse an `--experts KEEP` that is no share, before anything is loaded."""
+def check_keep(keep: float | None, scope: str = "prompt") -> None:
+    """Refuse an `--experts KEEP` that is no share, or a `--scope`, before anything is loaded."""
+    from skimp.methods.experts.section import Scope
+
+    if scope not in get_args(Scope):
+        raise PlanError(f"--scope: {scope!r} is none of {', '.join(get_args(Scope))}.")
+    if keep is None and scope != "prompt":
+        raise PlanError("--scope: it says who picks what --experts keeps; give --experts too.")
     if keep is not None and not 0 < keep <= 1:
         raise PlanError(f"--experts: {keep} is no share above 0 and up to 1.")
 
 
 @overload
-def with_experts(plan: Plan, keep: float | None, anatomy: Anatomy) -> Plan: ...
+def with_experts(
+    plan: Plan,
+    keep: float | None,
+    anatomy: Anatomy,
+    scope: str = "prompt",
+    repair: str | None = None,
+    *,
+    more: Mapping[str, Any] | None = None,
+) -> Plan: ...
 @overload
-def with_experts(plan: Plan | None, keep: float | None, anatomy: Anatomy) -> Plan | None: ...
-def with_experts(plan: Plan | None, keep: float | None, anatomy: Anatomy) -> Plan | None:
-    """The plan (or an empty one) with `--experts KEEP`; PlanError if it has experts already."""
+def with_experts(
+    plan: Plan | None,
+    keep: float | None,
+    anatomy: Anatomy,
+    scope: str = "prompt",
+    repair: str | None = None,
+    *,
+    more: Mapping[str, Any] | None = None,
+) -> Plan | None: ...
+def with_experts(
+    plan: Plan | None,
+    keep: float | None,
+    anatomy: Anatomy,
+    scope: str = "prompt",
+    repair: str | None = None,
+    *,
+    more: Mapping[str, Any] | None = None,
+) -> Plan | None:
+    """The plan (or an empty one) with `--experts KEEP`; PlanError if it has experts already.
+
+    `more`: further fields of the section.
+    """
     from skimp.methods.experts.section import read_section
     from skimp.plan import Plan
 
@@ -161,7 +194,10 @@ def with_experts(plan: Plan | None, keep: float | None, anatomy: Anatomy) -> Pla
     plan = plan or Plan.empty(anatomy)
     if "experts" in plan.sections:
         raise PlanError("--experts: the plan has experts of its own; give one or the other.")
-    return plan.with_section("experts", read_section({"keep": float(keep)}).to_dict())
+    section: dict[str, Any] = {"keep": float(keep), "scope": scope, **(more or {})}
+    if scope == "calibrated" and repair == "full":  # ranks are for sublayers that are dropped
+        section["repair"] = repair
+    return plan.with_section("experts", read_section(section).to_dict())
 
 
 def plan_names(paths: Sequence[Path]) -> list[str]:

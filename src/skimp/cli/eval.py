@@ -232,6 +232,7 @@ def measure(
     from skimp.measure.fidelity import fidelity
     from skimp.measure.quality import compare, overall
     from skimp.methods.apply import apply
+    from skimp.methods.experts.section import by_prompt
     from skimp.methods.registry import check
     from skimp.models.anatomy import Anatomy
 
@@ -254,7 +255,7 @@ def measure(
                 scores = _score(run, loaded, tasks, limit, name)
             assert scores is not None
             comparisons, simulated = compare(dense, scores, seed=run.seed), scores.simulated
-        if text is not None and each is not None and "experts" in each.sections:
+        if text is not None and each is not None and by_prompt(each):
             near = _answering(run, model, each, text)
         elif text is not None:
             near = fidelity(

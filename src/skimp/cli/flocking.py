@@ -25,12 +25,14 @@ def flocking_of(
 
     Empty for any other plan, without a document to read, and where all neurons are kept.
     """
+    from skimp.methods.experts.section import by_prompt
+
     prompts = [document[:_LONGEST].tolist() for document in documents if len(document) > 1]
-    if plan is None or "experts" not in plan.sections or not prompts:
+    section = by_prompt(plan)
+    if plan is None or section is None or not prompts:
         return {}
     from skimp.measure.flocking import flocking
     from skimp.methods.apply import apply
-    from skimp.methods.registry import sections
 
     # Spread over the text, since neighbouring documents may be about one thing.
     some = [prompts[n * len(prompts) // _PROMPTS] for n in range(_PROMPTS)]
@@ -39,7 +41,7 @@ def flocking_of(
     with apply(loaded.model, replace(plan, sections=others)):
         found = flocking(
             loaded.model,
-            sections(plan)["experts"],
+            section,
             some,
             values=plan.values,
             progress=run.progress,

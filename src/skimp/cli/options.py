@@ -40,6 +40,32 @@ Keep = Annotated[
         show_default=False,
     ),
 ]
+Scope = Annotated[
+    str,
+    typer.Option(
+        "--scope",
+        help="Who picks those that --experts keeps: prompt (each for its answer) or calibrated "
+        "(calibration text, for good: the rest is removed).",
+    ),
+]
+Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune",
+        help="Make --experts better by calibration text (minutes): a prior joins what the prompt "
+        "says, what is left out counts as its mean, and the share is spread over the layers.",
+    ),
+]
+Refresh = Annotated[
+    int,
+    typer.Option(
+        "--refresh",
+        metavar="N",
+        min=0,
+        help="With --experts: after so many answer tokens read them again with whole FFs and "
+        "choose anew; 0: never.",
+    ),
+]
 WorkloadText = Annotated[
     str,
     typer.Option(

@@ -10,8 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from skimp.cli import options, output
-from skimp.cli.common import Run, check_keep, layer_list, read_plan, require_dense, with_experts
-from skimp.cli.planning import DEFAULT_FILL, Wanted, by_hand, choose, describe, fit_plan, show
+from skimp.cli.common import Run, check_keep, layer_list, read_plan, require_dense
+from skimp.cli.planning import (
+    DEFAULT_FILL,
+    Wanted,
+    by_hand,
+    choose,
+    describe,
+    fit_plan,
+    show,
+    thinned,
+)
 from skimp.errors import SkimpError
 
 _RULE, _HAND = "By a rule", "By hand"
@@ -57,7 +66,8 @@ def plan(
             "--repair",
             metavar="RANK",
             help="Correct the output projections that are kept, at no cost later: none, a rank or "
-            "full [dim](default: full where the fill is linear, else none)[/].",
+            "full [dim](default: full where the fill is linear, else none)[/]. With --scope "
+            "calibrated full corrects narrower FFs too.",
         ),
     ] = None,
     calibration: Annotated[
@@ -114,12 +124,15 @@ def plan(
     ffn: Annotated[str | None, _layers("ffn", "Layers whose FF goes.")] = None,
     layers: Annotated[str | None, _layers("layers", "Layers that go whole.")] = None,
     experts: options.Keep = None,
+    scope: options.Scope = "prompt",
+    tune: options.Tune = False,
+    refresh: options.Refresh = 0,
     fit: Annotated[
         Path | None,
         typer.Option(
             "--fit",
             metavar="PLAN",
-            help="Fit the fills of this plan file, in place unless --out is given.",
+            help="Fit what this plan file needs fitted, in place unless --out is given.",
             rich_help_panel=_HAND,
         ),
     ] = None,
@@ -141,6 +154,8 @@ def plan(
     skimp plan demo --attention 3,4,7 --layers 20-22 --fill linear:16 --out mine.yaml
     skimp plan demo --fit mine.yaml
     skimp plan demo --experts 0.5 --out half.yaml
+    skimp plan demo --experts 0.5 --tune --refresh 16 --out tuned.yaml
+    skimp plan demo --experts 0.75 --scope calibrated --out narrow.yaml
     """
     del debug, rules
     from skimp.models.anatomy import Anatomy
@@ -163,9 +178,15 @@ def plan(
         harm=harm,
         fill=fill or DEFAULT_FILL,
         repair=repair,
+        experts=experts,
+        scope=scope,
+        tune=tune,
+        refresh=refresh,
     )
     counted = drop_attention + drop_ffn + drop_layers > 0 or rule is not None
-    check_keep(experts)
+    check_keep(experts, scope)
+    if experts is None and (tune or refresh):
+        raise SkimpError("--tune and --refresh: they are about --experts; give it too.")
     alone = experts is not None and not counted and fit is None
     named = alone or any(listed.values())
     mode = _mode(counted=counted, listed=named, fit=fit, fill=fill or repair)
@@ -180,8 +201,8 @@ def plan(
         made, facts = choose(run, loaded, wanted, calibration)
     else:
         drawn = drawn or by_hand(loaded, listed, wanted)
-        made, facts = fit_plan(run, loaded, drawn, calibration)
-    made = with_experts(made, experts, Anatomy.of(loaded.model))
+        drawn = thinned(drawn, wanted, Anatomy.of(loaded.model))
+        made, facts = fit_plan(run, loaded, drawn, calibration, tune=tune)
     made.write(target)
     document = describe(run, loaded, made, facts, work)
     show(run, document, target)

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from skimp.cli import output
-from skimp.cli.common import Run, dropped_of, layer_words, require_tokenizer
+from skimp.cli.common import Run, dropped_of, layer_words, require_tokenizer, with_experts
 from skimp.cli.figures import count, seconds, significant, times
 
 if TYPE_CHECKING:
     from skimp.calibration.text import Calibration
+    from skimp.models.anatomy import Anatomy
     from skimp.models.load import Loaded
     from skimp.plan import Plan
     from skimp.workload import Workload
 
 DEFAULT_FILL = "linear:16"
+PRIOR = 0.5  # what tuned experts give the prior (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Wanted:
     harm: str = "kl"
     fill: str = DEFAULT_FILL
     repair: str | None = None
+    experts: float | None = None
+    scope: str = "prompt"
+    tune: bool = False
+    refresh: int = 0
 
 
 def choose(
@@ -40,7 +46,12 @@ def choose(
 ) -> tuple[Plan, dict[str, Any]]:
     """Let a rule choose; returns the fitted plan and the document's keys about the choice."""
     from skimp.finder.choose import choose as find
+    from skimp.methods.fit import fit
+    from skimp.models.anatomy import Anatomy
 
+    start = time.perf_counter()
+    always = wanted.tune or wanted.scope == "calibrated"
+    text = _calibrate(run, loaded, calibration, always=always)
     choice = find(
         loaded.model,
         loaded.tokenizer,
@@ -52,24 +63,58 @@ def choose(
         repair=wanted.repair,
         keep_last=wanted.keep_last,
         harm=cast("Any", wanted.harm),
-        calibration=_calibrate(run, loaded, calibration),
+        calibration=text,
         seed=run.seed,
         progress=run.progress,
     )
+    anatomy = Anatomy.of(loaded.model)
+    plan = fit(
+        loaded.model,
+        loaded.tokenizer,
+        thinned(choice.plan, wanted, anatomy),
+        calibration=text,
+        seed=run.seed,
+        progress=run.progress,
+    )
+    plan, shares = _tuned(run, loaded, plan, text) if wanted.tune else (plan, None)
     path = [{"kind": kind, "layer": layer, "harm": harm} for kind, layer, harm in choice.path]
-    return choice.plan, {
+    return plan, {
         "rule": wanted.rule,
         "harm": wanted.harm,
         "calibration_loss": choice.calibration_loss,
-        "seconds": choice.seconds,
+        "seconds": time.perf_counter() - start,
         "path": path,
         "importance": {wanted.rule: choice.importance} if choice.importance else {},
         "calibration": choice.calibration.to_dict() if choice.calibration is not None else None,
+        "spread": shares,
+    }
+
+
+def thinned(plan: Plan, wanted: Wanted, anatomy: Anatomy) -> Plan:
+    """The plan with the experts that the command line asks for, if any, not yet fitted."""
+    more: dict[str, Any] = {"prior": PRIOR, "fill": "mean"} if wanted.tune else {}
+    if wanted.refresh:
+        more["refresh"] = wanted.refresh
+    return with_experts(plan, wanted.experts, anatomy, wanted.scope, wanted.repair, more=more)
+
+
+def _tuned(
+    run: Run, loaded: Loaded, plan: Plan, text: Calibration | None
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan with its experts' share spread over the layers, and what that rests on."""
+    from skimp.finder.spread import LEVELS, TOKENS, spread
+
+    assert text is not None
+    documents = text.sample(TOKENS, run.seed)
+    found = spread(loaded.model, plan, documents, progress=run.progress)
+    return found.onto(plan), {
+        "harms": {str(share): each for share, each in zip(LEVELS, found.harms.T.tolist())},
+        "joint": [{"way": way, "kl": kl} for way, kl in found.tried.items()],
     }
 
 
 def fit_plan(
-    run: Run, loaded: Loaded, plan: Plan, calibration: Path | None
+    run: Run, loaded: Loaded, plan: Plan, calibration: Path | None, *, tune: bool = False
 ) -> tuple[Plan, dict[str, Any]]:
     """Fit a plan written by hand; returns it and the document's keys."""
     from skimp.methods.registry import check, methods
@@ -78,11 +123,11 @@ def fit_plan(
     start = time.perf_counter()
     plan = replace(plan, values={})  # old values may be those of other layers
     found = check(plan, Anatomy.of(loaded.model))
-    text = None
+    text, shares = None, None
     if any(methods()[name].needs_values(section) for name, section in found.items()):
         from skimp.methods.fit import fit
 
-        tokenizer = require_tokenizer(loaded, "fitting a fill")
+        tokenizer = require_tokenizer(loaded, "fitting a plan")
         text = _calibrate(run, loaded, calibration, always=True)
         plan = fit(
             loaded.model,
@@ -92,6 +137,8 @@ def fit_plan(
             seed=run.seed,
             progress=run.progress,
         )
+    if tune:
+        plan, shares = _tuned(run, loaded, plan, text)
     return plan, {
         "rule": None,
         "harm": None,
@@ -100,6 +147,7 @@ def fit_plan(
         "path": [],
         "importance": {},
         "calibration": text.to_dict() if text is not None else None,
+        "spread": shares,
     }
 
 
@@ -142,7 +190,7 @@ def show(run: Run, document: Mapping[str, Any], target: Path) -> None:
     if document["fill"] is not None:
         made.add_row("fill", str(document["fill"]))
     if document["experts"] is not None:
-        made.add_row("FF neurons an answer keeps", _shares(document["experts"]["keep"]))
+        made.add_row("FF neurons kept", _shares(**document["experts"]))
     if document["repair"] not in (None, "none"):
         made.add_row("repair", str(document["repair"]))
     if document["calibration_loss"] is not None:
@@ -157,10 +205,14 @@ def show(run: Run, document: Mapping[str, Any], target: Path) -> None:
     console.print(f"The plan is in {target}.")
 
 
-def _shares(keep: float | list[float]) -> str:
+def _shares(keep: float | list[float], scope: str, repair: str, **_: Any) -> str:
     if isinstance(keep, list):
-        return f"{min(keep):.0%} to {max(keep):.0%}, layer by layer"
-    return f"{keep:.0%} of each layer's, those that its prompt needed"
+        share = f"{min(keep):.0%} to {max(keep):.0%}, layer by layer"
+    else:
+        share = f"{keep:.0%} of each layer's"
+    if scope == "calibrated":
+        return f"{share}, for good" + ("" if repair == "none" else "; output maps repaired")
+    return f"{share}, by each answer, those that its prompt needed"
 
 
 def by_hand(loaded: Loaded, layers: Mapping[str, list[int]], wanted: Wanted) -> Plan:

@@ -20,6 +20,7 @@ from skimp.engine.sampling import Sampling
 from skimp.engine.state import State
 from skimp.errors import RequestError
 from skimp.methods.apply import apply
+from skimp.methods.experts.section import by_prompt
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 
@@ -75,7 +76,7 @@ class Engine:
         self.model: Any = shadow.shadow(model)
         if plan is not None:
             apply(self.model, plan)
-        section = experts.section_of(plan)
+        section = by_prompt(plan)
         self._desk = experts.Desk(self.model, section) if section else None
         self.anatomy = Anatomy.of(self.model)
         self.plain: str | None = None

@@ -8,7 +8,6 @@ step is due. All of it but the magnitudes of weights belongs to one request (`Ca
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,11 +132,3 @@ class _Answering:
         if chosen.fill is not None:
             out = out + chosen.fill.view(len(chosen.fill), *[1] * (out.dim() - 2), -1)
         return out if module.bias is None else out + module.bias
-
-
-def section_of(plan: Any) -> Experts | None:
-    """The `experts` section of a plan, if it asks for anything."""
-    from skimp.methods.experts.section import read_section
-
-    data = None if plan is None else plan.sections.get("experts")
-    return None if data is None else read_section(data)

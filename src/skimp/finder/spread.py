@@ -11,7 +11,7 @@ equal shares to those is only a direction; how far to go is measured, all layers
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 from typing import Any
@@ -23,7 +23,7 @@ from skimp.errors import CalibrationError, PlanError
 from skimp.methods.apply import apply
 from skimp.methods.experts.deciding import Chooser
 from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, guided
-from skimp.methods.experts.section import Experts
+from skimp.methods.experts.section import Experts, by_prompt
 from skimp.methods.experts.select import left_out
 from skimp.methods.experts.statistic import squares, totals
 from skimp.plan import Plan
@@ -33,6 +33,8 @@ LEVELS = tuple(level / 16 for level in range(1, 17))
 STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 WINDOW, LEAST, PROMPT = 128, 16, 5 / 8  # tokens of a window, at least; the prompt's share of it
 FORETOLD, MEASURED, TOGETHER = 48, 24, 8  # windows
+TOKENS = 2 * (FORETOLD + MEASURED) * WINDOW
+"""Of text that is enough."""
 _PLACES = 4  # a share is written with so many
 
 
@@ -52,6 +54,11 @@ class Spread:
     keep: tuple[float, ...]
     harms: Tensor
     tried: Mapping[float, float]
+
+    def onto(self, plan: Plan) -> Plan:
+        """The plan with these shares; what was fitted stays."""
+        section = {**plan.sections["experts"], "keep": list(self.keep)}
+        return plan.with_section("experts", section).with_values(plan.values)
 
 
 def spread(
@@ -80,7 +87,8 @@ def spread(
     ways = {step: _between(section.keep, best, step) for step in STEPS}
     with progress.task("measuring joint harm", len(STEPS)) as step_done:
         for step, keep in ways.items():
-            tried[step] = joint_harm(model, _with(plan, section, layers, keep), windows[:held])
+            way = Spread(_every(plan, layers, keep), harms, {}).onto(plan)
+            tried[step] = joint_harm(model, way, windows[:held])
             step_done()
     nearest = min(tried, key=lambda step: (tried[step], step))
     every = _every(plan, layers, ways[nearest])
@@ -279,11 +287,12 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _section(plan: Plan) -> Experts:
-    from skimp.methods.registry import sections
-
-    section = sections(plan).get("experts")
-    if not isinstance(section, Experts) or not isinstance(section.keep, float) or section.keep >= 1:
-        raise PlanError("experts.keep: give one share below 1 to spread over the layers.")
+    section = by_prompt(plan)
+    if section is None or not isinstance(section.keep, float) or section.keep >= 1:
+        raise PlanError(
+            "experts.keep: to be spread over the layers it must be one share below 1, of neurons "
+            "that prompts choose."
+        )
     return section
 
 
@@ -295,8 +304,3 @@ def _every(plan: Plan, layers: Sequence[int], keep: Sequence[float]) -> tuple[fl
     """Shares of all layers of the dense model; those without an FF keep what there is."""
     found = dict(zip(layers, keep, strict=True))
     return tuple(found.get(layer, 1.0) for layer in range(plan.model.layers))
-
-
-def _with(plan: Plan, section: Experts, layers: Sequence[int], keep: Sequence[float]) -> Plan:
-    spread_out = replace(section, keep=_every(plan, layers, keep))
-    return plan.with_section("experts", spread_out.to_dict()).with_values(plan.values)

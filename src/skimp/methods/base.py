@@ -48,6 +48,10 @@ class Method(Protocol):
         """Whether the section must be fitted on calibration text before it can be applied."""
         ...
 
+    def tokens(self, section: Any) -> int | None:
+        """About how many tokens of calibration text the fit reads; None: all of it."""
+        ...
+
     def fit(
         self, section: Any, anatomy: Anatomy, replay: Replay, progress: Progress
     ) -> dict[str, Tensor]:

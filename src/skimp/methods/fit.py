@@ -1,8 +1,9 @@
 """Fit what a plan needs before it can be applied, on calibration text."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay, pack
 from skimp.calibration.text import Calibration, calibrate
@@ -14,10 +15,7 @@ from skimp.progress import SILENT, Progress
 
 def needs_fit(plan: Plan, anatomy: Anatomy) -> bool:
     """Whether the plan has a section that needs values and has none yet."""
-    return any(
-        methods()[name].needs_values(section) and not _has_values(plan, name)
-        for name, section in check(plan, anatomy).items()
-    )
+    return bool(_wanting(plan, anatomy))
 
 
 def fit(
@@ -29,7 +27,7 @@ def fit(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Plan:
-    """The plan with its fills fitted on calibration text; by default the model writes that itself.
+    """The plan with its values fitted on calibration text; by default the model writes that itself.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -45,16 +43,29 @@ def fit(
 def fit_plan(
     model: nn.Module, plan: Plan, calibration: Calibration, *, progress: Progress = SILENT
 ) -> Plan:
-    """Fit every section that needs values; the text used is noted as evidence."""
+    """Fit every section that needs values and has none; the text used is noted as evidence."""
     anatomy = Anatomy.of(model)
-    sections = check(plan, anatomy)
-    wanting = {n: s for n, s in sections.items() if methods()[n].needs_values(s)}
+    wanting = _wanting(plan, anatomy)
     if not wanting:
         return plan
-    replay = Replay(model, pack(calibration.documents))
     for name, section in wanting.items():
+        replay = Replay(model, pack(_documents(calibration, methods()[name].tokens(section))))
         plan = plan.with_values(methods()[name].fit(section, anatomy, replay, progress))
     return plan.with_evidence(calibration=calibration.to_dict())
+
+
+def _wanting(plan: Plan, anatomy: Anatomy) -> dict[str, Any]:
+    return {
+        name: section
+        for name, section in check(plan, anatomy).items()
+        if methods()[name].needs_values(section) and not _has_values(plan, name)
+    }
+
+
+def _documents(calibration: Calibration, tokens: int | None) -> Sequence[Tensor]:
+    if tokens is None or tokens >= calibration.tokens:
+        return calibration.documents
+    return calibration.sample(tokens, calibration.seed)
 
 
 def _has_values(plan: Plan, name: str) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 
 import skimp
 from skimp.errors import PlanError, SkimpError
+from skimp.methods.experts.section import by_prompt
 from skimp.models import carve
 from skimp.plan import PLAN_FILE, Plan
 
@@ -61,10 +62,10 @@ def save(model: nn.Module, tokenizer: Any, plan: Plan, folder: str | Path) -> No
     config: Any = model.config
     if getattr(config, "skimp", None) is None and any(plan.sections.values()):
         raise PlanError("model: the plan is not applied to it; use `skimp.apply` before saving.")
-    if plan.sections.get("experts"):
+    if by_prompt(plan) is not None:
         raise PlanError(
             "experts: the engine chooses them for each prompt, so no folder can hold them; keep "
-            "the plan file and the dense model."
+            "the plan file and the dense model, or fit one set with `scope: calibrated`."
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

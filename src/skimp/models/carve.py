@@ -8,7 +8,10 @@ writes, where it is what makes the model load without skimp. The *layout* it fol
     attention_outputs, ffn_outputs  values that the branch's last module returns
     dense              the config values of the dense model that the carving changes
     kept               one entry a layer that remains: {"source", "attention", "ffn"}, each sublayer
-                       being "keep" or the fill in its place: "zero", "constant", "linear:RANK"
+                       being "keep" or the fill in its place: "zero", "constant", "linear:RANK"; and
+                       "neurons" where a kept FF is narrower than in the dense model: the "width" it
+                       has left, its "inputs" and "output" maps (paths relative to the layer), and
+                       whether they are "fused" (one input map for gate and up)
     biases             modules (paths in the planned model) that gain a bias the dense one lacks
 """
 
@@ -96,10 +99,44 @@ def put_branch(layer: nn.Module, branch: Any, fill: Fill, assign: SetAttribute =
         assign(layer, name, nn.Identity())
 
 
+def narrow(layer: nn.Module, neurons: Mapping[str, Any], assign: SetAttribute = setattr) -> None:
+    """Leave an FF `neurons["width"]` neurons; the weights of its maps are then uninitialised."""
+    width = neurons["width"]
+    for path in neurons["inputs"]:
+        _resize(layer.get_submodule(path), 2 * width if neurons["fused"] else width, assign)
+    _resize(layer.get_submodule(neurons["output"]), width, assign, inputs=True)
+
+
+def neuron_axis(linear: nn.Module, *, inputs: bool) -> int:
+    """The dimension of a linear map's weight that its inputs, or else its outputs, lie along."""
+    # nn.Linear stores [out, in]; GPT-2's Conv1D the other way round.
+    return int(isinstance(linear, nn.Linear) == inputs)
+
+
+def _resize(linear: Any, size: int, assign: SetAttribute, *, inputs: bool = False) -> None:
+    weight, bias = linear.weight, linear.bias
+    shape, axis = list(weight.shape), neuron_axis(linear, inputs=inputs)
+    if not 0 < size <= shape[axis]:
+        raise ValueError(f"a width of {size} in the model's layout, for a map of {shape[axis]}")
+    shape[axis] = size
+
+    def new(like: nn.Parameter, *shape: int) -> nn.Parameter:
+        empty = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return nn.Parameter(empty, requires_grad=like.requires_grad)
+
+    assign(linear, "weight", new(weight, *shape))
+    if bias is not None and not inputs:
+        assign(linear, "bias", new(bias, size))
+    plain = isinstance(linear, nn.Linear)
+    names = ("out_features", "in_features") if plain else ("nf", "nx")
+    assign(linear, names[inputs], size)
+
+
 def carve(model: nn.Module, layout: Mapping[str, Any], assign: SetAttribute = setattr) -> None:
     """Turn the dense `model` into the planned one, in place, every change made by `assign`.
 
-    Fills and new biases are created uninitialised, in the dtype and on the device of the model.
+    Fills, new biases and narrowed maps are created uninitialised, in the dtype and on the device of
+    the model.
     """
     config: Any = model.config
     like = next(model.parameters())
@@ -116,6 +153,8 @@ def carve(model: nn.Module, layout: Mapping[str, Any], assign: SetAttribute = se
                 fill = make_fill(entry[kind], layout[f"{kind}_outputs"], size)
                 fill = fill.to(like.device, like.dtype).requires_grad_(like.requires_grad)
                 put_branch(layer, layout[kind], fill, assign)
+        if "neurons" in entry:
+            narrow(layer, entry["neurons"], assign)
     assign(parent, name, nn.ModuleList(kept))
     _renumber(config, kept, layout, assign)
     for path in layout["biases"]:

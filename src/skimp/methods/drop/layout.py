@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+import skimp
+from skimp.methods.base import Applying
 from skimp.methods.drop.section import Drop
 from skimp.models.anatomy import KINDS, Anatomy, Kind, Layer, Part, Sublayer
 from skimp.models.carve import KEEP
@@ -48,6 +50,15 @@ def make_layout(section: Drop, anatomy: Anatomy, model: nn.Module) -> dict[str, 
         "kept": kept,
         "biases": _new_biases(folds, anatomy, model, [entry["source"] for entry in kept]),
     }
+
+
+def planned_block(work: Applying) -> dict[str, Any]:
+    """What the config of a planned model says about it; that of the dense model before any plan."""
+    block = getattr(work.model.config, "skimp", None)
+    if block is None:
+        layout = make_layout(Drop(), work.anatomy, work.model)
+        block = {"version": skimp.__version__, "layout": layout}
+    return block
 
 
 def mean_folds(section: Drop, anatomy: Anatomy) -> dict[Place, Place]:

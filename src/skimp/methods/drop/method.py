@@ -39,6 +39,9 @@ class DropMethod:
     def needs_values(self, section: Drop) -> bool:
         return bool(section.sublayers) and (section.fill.name != "zero" or section.repairs)
 
+    def tokens(self, section: Drop) -> int | None:
+        return None
+
     def fit(
         self, section: Drop, anatomy: Anatomy, replay: Replay, progress: Progress
     ) -> dict[str, Tensor]:

@@ -7,12 +7,13 @@ read. The family's own code runs between them, on as many neurons as there are.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from skimp.methods.experts.section import Experts
+from skimp.models.carve import neuron_axis
 
 
 class Guide(Protocol):
@@ -94,3 +95,14 @@ class NeuronsOut(nn.Module):
     def dense(self, h: Tensor) -> Tensor:
         out = h @ self.weight
         return out if self.bias is None else out + self.bias
+
+
+def by_neuron(linear: Any, *, inputs: bool = False) -> nn.Parameter:
+    """The weight of a map with one contiguous row for each of its outputs, or else inputs.
+
+    A copy only where it lies the other way.
+    """
+    weight = linear.weight
+    if neuron_axis(linear, inputs=inputs) == 0:
+        return weight
+    return nn.Parameter(weight.detach().t().contiguous(), requires_grad=weight.requires_grad)

@@ -1,7 +1,8 @@
-"""The `experts` section: which share of the FF neurons an answer keeps, and how they are chosen.
+"""The `experts` section: which share of the FF neurons is kept, and how they are chosen.
 
 The prompt picks the neurons that the answer needs, after GRIFFIN (Dong et al., 2024); joining its
-ranks with those of a prior that is the same for all prompts follows GLASS (2025).
+ranks with those of a prior that is the same for all prompts follows GLASS (2025). Or calibration
+text picks, by the same statistic, one set for good.
 """
 
 from collections.abc import Mapping
@@ -13,18 +14,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from skimp.errors import PlanError
 from skimp.models.anatomy import Anatomy
-from skimp.plan import explain
+from skimp.plan import Plan, explain
 
+Scope = Literal["prompt", "calibrated"]
+Repair = Literal["none", "full"]
 Select = Literal["topk", "sample", "topk_sample", "random", "magnitude"]
 Batch = Literal["sequence", "shared"]
 Fill = Literal["zero", "mean"]
 # These do not look at the prompt, so a prior has no ranks to join.
 BLIND: tuple[Select, ...] = ("random", "magnitude")
+# What has a meaning only where prompts choose.
+BY_PROMPT = ("refresh", "batch", "prior", "fill")
 
 
 @dataclass(frozen=True)
 class Experts:
-    """How much of every FF an answer keeps, and which.
+    """How much of every FF is kept, and which.
+
+    `scope` says by what, and for how long, neurons are chosen: by each prompt for its answer, or by
+    calibration text for good, which makes the FFs narrower; `refresh`, `batch`, `prior` and `fill` have no
+    meaning then. There, `repair` corrects the output maps of the FFs, in closed form, for what the
+    text shows to be missing; it merges into the weights.
 
     `keep` is the share of neurons in (0, 1], one for all layers or one for each layer of the dense
     model. After every `refresh` answer tokens (0: never) the next step reads those again with the
@@ -43,6 +53,17 @@ class Experts:
     block: int = 1
     fill: Fill = "zero"
     seed: int = 0
+    scope: Scope = "prompt"
+    repair: Repair = "none"
+
+    @property
+    def repairs(self) -> bool:
+        return self.repair != "none"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether one set of neurons is kept for good."""
+        return self.scope == "calibrated"
 
     @property
     def needs_prior(self) -> bool:
@@ -96,9 +117,14 @@ class ExpertsFile(BaseModel):
     """The section as it stands in a plan file."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    scope: Scope = Field(
+        default="prompt",
+        description="prompt: each answer keeps what its prompt needed; calibrated: all keep one "
+        "set, fitted on calibration text, and the rest is removed",
+    )
     keep: float | list[float] = Field(
         default=0.5,
-        description="share of FF neurons that answers keep, above 0 and up to 1; or one a layer",
+        description="share of FF neurons that are kept, above 0 and up to 1; or one a layer",
     )
     select: Select = Field(default="topk", description="how a layer's neurons are chosen")
     refresh: int = Field(
@@ -119,6 +145,10 @@ class ExpertsFile(BaseModel):
         default="zero", description="what left-out neurons count as: nothing, or the prompt's mean"
     )
     seed: int = Field(default=0, ge=0, description="of the random choices")
+    repair: Repair = Field(
+        default="none",
+        description="of FF output maps, where the scope is calibrated: none or full",
+    )
 
 
 def read_section(data: Mapping[str, Any]) -> Experts:
@@ -135,9 +165,28 @@ def read_section(data: Mapping[str, Any]) -> Experts:
             raise _bad_keep(share)
     if not file.prior <= 1:
         raise PlanError(f"experts.prior: {file.prior} is no weight from 0 to 1.")
+    if file.scope == "calibrated":
+        for name in BY_PROMPT:
+            if getattr(file, name) != ExpertsFile.model_fields[name].default:
+                raise PlanError(
+                    f"experts.{name}: it has no meaning where the scope is calibrated, since no "
+                    "prompt chooses; leave it out, or the scope."
+                )
+    elif file.repair != "none":
+        raise PlanError(
+            "experts.repair: it needs one set of neurons; leave it out, or write "
+            "`scope: calibrated`."
+        )
     fields = file.model_dump()
     fields["keep"] = tuple(shares) if isinstance(file.keep, list) else file.keep
     return Experts(**fields)
+
+
+def by_prompt(plan: Plan | None) -> Experts | None:
+    """The plan's section, if prompts are to choose by it."""
+    data = None if plan is None else plan.sections.get("experts")
+    section = None if data is None else read_section(data)
+    return None if section is None or section.calibrated else section
 
 
 def _bad_keep(value: Any) -> PlanError:
