@@ -108,7 +108,9 @@ def _tuned(
     documents = text.sample(TOKENS, run.seed)
     found = spread(loaded.model, plan, documents, progress=run.progress)
     return found.onto(plan), {
-        "harms": {str(share): each for share, each in zip(LEVELS, found.harms.T.tolist())},
+        "harms": {
+            str(share): each for share, each in zip(LEVELS, found.harms.T.tolist(), strict=True)
+        },
         "joint": [{"way": way, "kl": kl} for way, kl in found.tried.items()],
     }
 

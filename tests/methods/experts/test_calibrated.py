@@ -268,7 +268,8 @@ def test_wrong_repair_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("refresh", 4), ("prior", 0.5), ("batch", "shared"), ("prior", 1)]
+    ("field", "value"),
+    [("refresh", 4), ("prior", 0.5), ("batch", "shared"), ("fill", "mean"), ("prior", 1)],
 )
 def test_what_only_prompts_can_have_is_refused(field: str, value: Any) -> None:
     with pytest.raises(PlanError, match=rf"^experts\.{field}: .*no meaning.*scope"):

@@ -32,9 +32,9 @@ class Experts:
     """How much of every FF is kept, and which.
 
     `scope` says by what, and for how long, neurons are chosen: by each prompt for its answer, or by
-    calibration text for good, which makes the FFs narrower; `refresh`, `batch`, `prior` and `fill` have no
-    meaning then. There, `repair` corrects the output maps of the FFs, in closed form, for what the
-    text shows to be missing; it merges into the weights.
+    calibration text for good, which makes the FFs narrower; `refresh`, `batch`, `prior` and `fill`
+    have no meaning then. There, `repair` corrects the output maps of the FFs, in closed form, for
+    what the text shows to be missing; it merges into the weights.
 
     `keep` is the share of neurons in (0, 1], one for all layers or one for each layer of the dense
     model. After every `refresh` answer tokens (0: never) the next step reads those again with the
