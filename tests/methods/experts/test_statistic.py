@@ -1,11 +1,13 @@
 """GRIFFIN's statistic against its formula in float64."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skimp.methods.experts.statistic import score, shared, squares
+from skimp.methods.experts import statistic
+from skimp.methods.experts.statistic import score, shared, squares, totals
 
 
 def reference(z: Tensor, real: Tensor) -> Tensor:
@@ -97,3 +99,14 @@ def test_shared_formula(prompt: tuple[Tensor, Tensor]) -> None:
     assert found.shape == (1, z.shape[2])
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@given(prompt=prompts(), at_once=st.integers(1, 40))
+def test_long_prompts_are_taken_in_parts(prompt: tuple[Tensor, Tensor], at_once: int) -> None:
+    z, real = prompt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistic, "_AT_ONCE", at_once)
+        found, sums = squares(z, real), totals(z, real)
+    torch.testing.assert_close(found.double(), reference(z, real), rtol=1e-5, atol=1e-7)
+    wanted = (z.double() * real.unsqueeze(-1)).sum(1)
+    torch.testing.assert_close(sums.double(), wanted, rtol=1e-4, atol=1e-2)

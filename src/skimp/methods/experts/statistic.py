@@ -5,10 +5,15 @@ are what is kept, since they add up over chunks of a prompt and over the answer'
 is float32, whatever the model computes in.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 _SMALL = 1e-25  # a sum of squares from here on has lost nothing that counts
+# Values taken at once: float32 copies of more would come from fresh pages each time, and getting
+# those costs ten times the arithmetic (docs/log.md).
+_AT_ONCE = 2**19
 
 
 def squares(z: Tensor, real: Tensor | None = None) -> Tensor:
@@ -17,6 +22,20 @@ def squares(z: Tensor, real: Tensor | None = None) -> Tensor:
     `real` [B, S] (bool) says which tokens count; None: all. Tokens whose neurons are all zero, or
     not all finite, add nothing either. The sums of a sequence's chunks add up to its own.
     """
+    sums = torch.zeros(z.shape[0], z.shape[2], device=z.device)
+    for part, counted in _parts(z, real):
+        sums += _squares(part, counted)
+    return sums
+
+
+def _parts(z: Tensor, real: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    tokens = max(1, _AT_ONCE // max(1, z.shape[0] * z.shape[2]))
+    for start in range(0, z.shape[1], tokens):
+        part = slice(start, start + tokens)
+        yield z[:, part], None if real is None else real[:, part]
+
+
+def _squares(z: Tensor, real: Tensor | None) -> Tensor:
     values = z.float()
     if real is not None:
         values = values.masked_fill(~real.unsqueeze(-1), 0)
@@ -43,8 +62,11 @@ def totals(z: Tensor, real: Tensor | None = None) -> Tensor:
 
     Values that are not finite add nothing.
     """
-    weights = torch.ones(z.shape[:2], device=z.device) if real is None else real.float()
-    return torch.einsum("bs,bsf->bf", weights, z.float().nan_to_num(0, 0, 0))
+    sums = torch.zeros(z.shape[0], z.shape[2], device=z.device)
+    for part, counted in _parts(z, real):
+        values = part.float().nan_to_num(0, 0, 0)
+        sums += (values if counted is None else values * counted.unsqueeze(-1)).sum(1)
+    return sums
 
 
 def score(sums: Tensor) -> Tensor:
