@@ -30,7 +30,7 @@ def assert_close(got: Tensor, exact: Tensor, size: Tensor) -> None:
         allowed = unit + sums
         error = (got.double() - nearest).abs()
     else:
-        allowed = sums + torch.finfo(torch.float32).eps * exact.abs()
+        allowed = sums + torch.finfo(got.dtype).eps * exact.abs()
         error = (got.double() - exact).abs()
     worst = (error - allowed).max().item() if got.numel() else 0.0
     assert worst <= 0, f"off by {error.max().item():.3g}, {worst:.3g} more than rounding explains"

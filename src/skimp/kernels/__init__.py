@@ -8,6 +8,9 @@ there is no compiler, on other devices, and for inputs of more than 16 rows, the
 same numbers.
 
 `SKIMP_NATIVE=0` turns the native library off, `SKIMP_ISA` takes a lower instruction set.
+
+On GPUs only chosen rows of a weight have kernels, in Triton (`triton_rows.py`); `SKIMP_TRITON=0`
+turns those off.
 """
 
 from skimp.kernels.library import available, being_made, isa, set_threads, threads, why_not

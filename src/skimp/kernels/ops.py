@@ -2,15 +2,19 @@
 
 Operators are what a compiled graph and a tracer see. Called plainly, on CPU tensors, the functions
 here go straight to the native library: a token takes hundreds of calls, and each passage through
-torch's dispatcher costs about as much as a small kernel. Whatever the library does not take (other
-devices and dtypes, more than 16 rows, a machine without a compiler) the reference computes.
+torch's dispatcher costs about as much as a small kernel. On GPUs Triton's kernels read the chosen
+rows of a weight. Whatever neither takes (other devices and dtypes, more than 16 rows, a machine
+without a compiler or Triton) the reference computes.
 
 For inference only: no operator has a derivative.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -59,7 +63,9 @@ def linear(
         [..., R] in the dtype of `x`.
 
     Raises:
-        IndexError: `rows` points outside of `weight`.
+        IndexError: `rows` points outside of `weight`. Not on a GPU, where knowing it would take
+            a wait for the device: there Triton's kernels read nothing outside of the weight and
+            give NaN, and the reference ends in torch's own device-side assertion.
     """
     if _plain(x):
         return _linear(x, weight, bias, rows)
@@ -103,7 +109,7 @@ def neurons(h: Tensor, weight_t: Tensor, rows: Tensor | None = None) -> Tensor:
         [..., N] in the dtype of `h`.
 
     Raises:
-        IndexError: `rows` points outside of `weight_t`.
+        IndexError: `rows` points outside of `weight_t`; on a GPU as in :func:`linear`.
     """
     return _neurons(h, weight_t, rows) if _plain(h) else torch.ops.skimp.neurons(h, weight_t, rows)
 
@@ -252,13 +258,64 @@ def _rms_norm(
 # Other devices take the reference, whose parts they run themselves.
 
 
+def _linears_reference(x, weights, biases, rows):
+    pairs = zip(weights, biases, strict=True)
+    return tuple(reference.linear(x, weight, bias, rows) for weight, bias in pairs)
+
+
 def _linear2_reference(x, w1, w2, b1=None, b2=None, rows=None):
-    return reference.linear(x, w1, b1, rows), reference.linear(x, w2, b2, rows)
+    return _linears_reference(x, (w1, w2), (b1, b2), rows)
 
 
 def _linear3_reference(x, w1, w2, w3, b1=None, b2=None, b3=None, rows=None):
-    pairs = ((w1, b1), (w2, b2), (w3, b3))
-    return tuple(reference.linear(x, weight, bias, rows) for weight, bias in pairs)
+    return _linears_reference(x, (w1, w2, w3), (b1, b2, b3), rows)
+
+
+# On GPUs Triton's kernels read listed rows where they lie; all rows are torch's to multiply by.
+
+
+@functools.cache
+def triton_rows() -> ModuleType | None:
+    """The module of Triton's kernels; None without Triton, or where SKIMP_TRITON turns it off."""
+    if os.environ.get("SKIMP_TRITON", "1").strip().lower() in ("0", "off", "false", "no"):
+        return None
+    try:
+        from skimp.kernels import triton_rows as found
+    except (ImportError, OSError):  # OSError: libraries of another system
+        return None
+    return found
+
+
+def _linear_gpu(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None
+) -> Tensor:
+    return _linears_gpu(x, (weight,), (bias,), rows)[0]
+
+
+def _linears_gpu(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: Tensor | None
+) -> tuple[Tensor, ...]:
+    if rows is not None and (found := triton_rows()):
+        many = found.linear_many(x, weights, biases, rows)
+        if many is not None:
+            return many
+    return _linears_reference(x, weights, biases, rows)
+
+
+def _linear2_gpu(x, w1, w2, b1=None, b2=None, rows=None):
+    return _linears_gpu(x, (w1, w2), (b1, b2), rows)
+
+
+def _linear3_gpu(x, w1, w2, w3, b1=None, b2=None, b3=None, rows=None):
+    return _linears_gpu(x, (w1, w2, w3), (b1, b2, b3), rows)
+
+
+def _neurons_gpu(h: Tensor, weight_t: Tensor, rows: Tensor | None = None) -> Tensor:
+    if rows is not None and (found := triton_rows()):
+        out = found.neurons(h, weight_t, rows)
+        if out is not None:
+            return out
+    return reference.neurons(h, weight_t, rows)
 
 
 def _linear_fake(x: Tensor, weight: Tensor, bias=None, rows: Tensor | None = None) -> Tensor:
@@ -301,3 +358,11 @@ for _name, _cpu, _anywhere, _fake in (
     _LIBRARY.impl(_name, _cpu, "CPU")
     _LIBRARY.impl(_name, _anywhere, "CompositeExplicitAutograd")
     register_fake(f"skimp::{_name}", _fake, lib=_LIBRARY)
+
+for _name, _gpu in (
+    ("linear", _linear_gpu),
+    ("linear2", _linear2_gpu),
+    ("linear3", _linear3_gpu),
+    ("neurons", _neurons_gpu),
+):
+    _LIBRARY.impl(_name, _gpu, "CUDA")
