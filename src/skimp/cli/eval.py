@@ -16,6 +16,7 @@ from skimp.cli.common import (
     Run,
     check_keep,
     layer_words,
+    neuron_words,
     plan_names,
     read_plan,
     refuse_experts,
@@ -302,11 +303,15 @@ def show(
     run: Run, parts: Mapping[str, Measured], plans: Mapping[str, Plan], text: Text | None
 ) -> None:
     """Print tasks and fidelity, a table for each plan."""
+    from skimp.methods.registry import sections
+
     for name, part in parts.items():
         if name:
             gone = dropped(plans[name])
             words = ", ".join(f"{kind} {layer_words(la)}" for kind, la in gone.items() if la)
-            run.console.print(f"[bold]{name}[/]: without {words or 'nothing'}")
+            experts = sections(plans[name]).get("experts")
+            kept = f"; FF neurons kept: {neuron_words(**experts.to_dict())}" if experts else ""
+            run.console.print(f"[bold]{name}[/]: without {words or 'nothing'}{kept}")
         if part.dense is not None:
             run.console.print(_tasks_table(part))
         if part.fidelity is not None and text is not None:
