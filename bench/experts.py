@@ -43,10 +43,12 @@ class Side(Protocol):
     first token after it took."""
 
     times: list[float]
-    first_s: float
 
     @property
     def prefill_s(self) -> float: ...
+
+    @property
+    def first_s(self) -> float: ...
 
     def step(self) -> None: ...
 
@@ -61,20 +63,26 @@ class Skimp:
         self.times: list[float] = []
         self.engine.warm_up(len(self.ids))
         self.reads: list[float] = []
+        self.firsts: list[float] = []
         logits, self.state = self.engine.prefill(self.ids, self.new)
         self._token = logits.argmax(-1)
-        start = time.perf_counter()
         self.step()
-        self.first_s = time.perf_counter() - start
 
     @property
     def prefill_s(self) -> float:
         return median(self.reads)
 
+    @property
+    def first_s(self) -> float:
+        return median(self.firsts)
+
     def read(self) -> None:
         start = time.perf_counter()
-        self.engine.prefill(self.ids, 1)
-        self.reads.append(time.perf_counter() - start)
+        logits, state = self.engine.prefill(self.ids, 1)
+        token, read = logits.argmax(-1), time.perf_counter()
+        self.engine.decode(state, token)
+        self.firsts.append(time.perf_counter() - read)
+        self.reads.append(read - start)
 
     def step(self) -> None:
         self._token = self.engine.decode(self.state, self._token).argmax(-1)
@@ -211,7 +219,7 @@ def _row(
     found = median_interval([d / p for d, p in zip(dense.times, side.times, strict=True)])
     step, whole = median(side.times), median(dense.times)
     # Beyond what the dense engine spends until its first decoded token is done.
-    extra = side.prefill_s - dense.prefill_s + side.first_s - step
+    extra = side.prefill_s + side.first_s - dense.prefill_s - dense.first_s
     made: dict[str, Any] = {
         "way": name,
         "batch": work.batch,
@@ -222,7 +230,7 @@ def _row(
         "prefill_s": side.prefill_s,
         "dense_prefill_s": dense.prefill_s,
         "choosing_s": side.first_s - step,
-        "break_even_tokens": extra / (whole - step) if whole > step else None,
+        "break_even_tokens": max(0.0, 1 + extra / (whole - step)) if whole > step else None,
     }
     if name in engines:
         weights = sum(p.nbytes for p in engines[name].model.parameters())

@@ -111,7 +111,8 @@ def test_plan_fits_one_set_and_every_verb_takes_it(
     assert skimp(words[0], tmp_path / "out", *words[1:]).stdout == asked
     (tmp_path / "held.txt").write_text("The river runs down to the sea. " * 40)
     words = ("--text", "held.txt", "--tokens", "128", "--window", "32", "--json", "e.json")
-    skimp("eval", folder, "--plan", narrow, *words)
+    said = skimp("eval", folder, "--plan", narrow, *words).stdout
+    assert "FF neurons kept: 50%" in said
     near = read(tmp_path / "e.json")["fidelity"]
     assert near["kl"] > 0 and near["tokens"] > 4 * 15, "every token but the first is predicted"
     skimp(

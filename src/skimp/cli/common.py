@@ -268,3 +268,14 @@ def dropped_of(plan: Plan) -> dict[str, list[int]]:
     if section is None:
         return {"attention": [], "ffn": []}
     return {"attention": list(section.attention), "ffn": list(section.ffn)}
+
+
+def neuron_words(keep: float | list[float], scope: str, repair: str, **_: Any) -> str:
+    """What an `experts` section keeps, in short."""
+    if isinstance(keep, list):
+        share = f"{min(keep):.0%} to {max(keep):.0%}, layer by layer"
+    else:
+        share = f"{keep:.0%} of each layer's"
+    if scope == "calibrated":
+        return f"{share}, for good" + ("" if repair == "none" else "; output maps repaired")
+    return f"{share}, by each answer, those that its prompt needed"

@@ -15,6 +15,7 @@ from skimp.cli.common import (
     Run,
     check_keep,
     layer_words,
+    neuron_words,
     plan_names,
     read_plan,
     require_dense,
@@ -337,10 +338,12 @@ def show(
 
 
 def _left_out(plan: Plan) -> str:
+    from skimp.methods.registry import sections
+
     gone = [f"{kind} {layer_words(layers)}" for kind, layers in dropped(plan).items() if layers]
-    keep = plan.sections.get("experts", {}).get("keep")
-    thinned = [f"experts keep {keep}"] if keep is not None else []
-    return ", ".join([f"without {', '.join(gone) or 'nothing'}", *thinned])
+    experts = sections(plan).get("experts")
+    kept = [f"FF neurons kept: {neuron_words(**experts.to_dict())}"] if experts else []
+    return "; ".join([f"without {', '.join(gone) or 'nothing'}", *kept])
 
 
 def _score(

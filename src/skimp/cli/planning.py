@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from skimp.cli import output
-from skimp.cli.common import Run, dropped_of, layer_words, require_tokenizer, with_experts
+from skimp.cli.common import (
+    Run,
+    dropped_of,
+    layer_words,
+    neuron_words,
+    require_tokenizer,
+    with_experts,
+)
 from skimp.cli.figures import count, seconds, significant, times
 
 if TYPE_CHECKING:
@@ -192,7 +199,7 @@ def show(run: Run, document: Mapping[str, Any], target: Path) -> None:
     if document["fill"] is not None:
         made.add_row("fill", str(document["fill"]))
     if document["experts"] is not None:
-        made.add_row("FF neurons kept", _shares(**document["experts"]))
+        made.add_row("FF neurons kept", neuron_words(**document["experts"]))
     if document["repair"] not in (None, "none"):
         made.add_row("repair", str(document["repair"]))
     if document["calibration_loss"] is not None:
@@ -205,16 +212,6 @@ def show(run: Run, document: Mapping[str, Any], target: Path) -> None:
     made.add_row("decode byte bound", f"{bound} at workload {document['workload']}")
     console.print(made)
     console.print(f"The plan is in {target}.")
-
-
-def _shares(keep: float | list[float], scope: str, repair: str, **_: Any) -> str:
-    if isinstance(keep, list):
-        share = f"{min(keep):.0%} to {max(keep):.0%}, layer by layer"
-    else:
-        share = f"{keep:.0%} of each layer's"
-    if scope == "calibrated":
-        return f"{share}, for good" + ("" if repair == "none" else "; output maps repaired")
-    return f"{share}, by each answer, those that its prompt needed"
 
 
 def by_hand(loaded: Loaded, layers: Mapping[str, list[int]], wanted: Wanted) -> Plan:
