@@ -114,7 +114,7 @@ def test_experts_are_scored_in_simulated_generation(
     words = ("--tasks", tasks, "--tokens", "0", "--json", "e.json")
     result = skimp("eval", folder, "--experts", "0.3", *words)
     assert "simulated generation" in result.stdout
-    assert "experts keep 0.3" in result.stdout
+    assert "FF neurons kept: 30% of each layer" in result.stdout
     found = read(tmp_path / "e.json")
     assert found["simulated"] is True
     assert found["tasks"]["tiny_choice"]["items"] == 8
