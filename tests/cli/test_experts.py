@@ -86,6 +86,30 @@ def test_what_experts_cannot_do_is_said(skimp: Skimp, folder: Path, tmp_path: Pa
     skimp("inspect", folder, "--plan", plan)
 
 
+def test_tuned_shares_differ_by_layer(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned.yaml"
+    words = ("--tune", "--refresh", "4", "--out", tuned, "--json", "p.json")
+    said = skimp("plan", folder, "--experts", "0.5", *words).stdout
+    found = read(tmp_path / "p.json")
+    section, shares = found["experts"], found["spread"]
+    assert "layer by layer" in said
+    assert len(section["keep"]) == len(shares["harms"]["0.5"])
+    assert sum(section["keep"]) / len(section["keep"]) == pytest.approx(0.5, abs=1e-3)
+    assert (section["fill"], section["prior"], section["refresh"]) == ("mean", 0.5, 4)
+    equal, *others = (way["kl"] for way in shares["joint"])
+    assert min([equal, *others]) <= equal and len(others) == 4
+    skimp("generate", folder, "The river", "--plan", tuned, "--max-new-tokens", "9")
+    skimp("plan", folder, "--attention", "1", "--fill", "zero", "--experts", "0.5", *words)
+    assert set(read(tmp_path / "p.json")["plan"]) >= {"drop", "experts"}
+
+
+def test_tuning_needs_experts_of_prompts(skimp: Skimp) -> None:
+    said = complaint(skimp("plan", "nowhere", "--ffn", "1", "--tune", code=2))
+    assert "--experts" in said
+    words = ("--experts", "0.5", "--scope", "calibrated", "--tune")
+    assert "--tune" in complaint(skimp("plan", "nowhere", *words, code=2))
+
+
 # --- one set for good ---------------------------------------------------------------------------
 
 

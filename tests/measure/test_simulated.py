@@ -111,6 +111,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "prior": {"keep": 0.5, "prior": 0.5},
     "prior alone": {"keep": 0.3, "prior": 1.0},
     "shared": {"keep": 0.5, "batch": "shared"},
+    "means": {"keep": 0.5, "fill": "mean"},
 }
 
 

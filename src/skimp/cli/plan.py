@@ -185,6 +185,8 @@ def plan(
     )
     counted = drop_attention + drop_ffn + drop_layers > 0 or rule is not None
     check_keep(experts, scope)
+    if tune and scope != "prompt":
+        raise SkimpError("--tune: it is for experts that prompts choose; leave --scope out.")
     if experts is None and (tune or refresh):
         raise SkimpError("--tune and --refresh: they are about --experts; give it too.")
     alone = experts is not None and not counted and fit is None
