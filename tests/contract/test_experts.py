@@ -17,6 +17,7 @@ from skimp.engine import Engine
 from skimp.errors import PlanError
 from skimp.measure.cost import decode_cost
 from skimp.methods.fit import fit_plan
+from skimp.methods.registry import reduce
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 from skimp.workload import Workload
@@ -145,6 +146,19 @@ class Blocks:
 
     def blocks(self, _: nn.Module) -> list[nn.Module]:
         return self._kept
+
+
+@pytest.mark.parametrize("refresh", (0, 4))
+def test_the_anatomy_is_foretold(model: nn.Module, thin: Sample, refresh: int) -> None:
+    plan = planned(model, experts={"keep": 0.5, "refresh": refresh}, drop={"ffn": [1]})
+    foretold = reduce(plan, Anatomy.of(model))
+    assert foretold.refresh == refresh
+    found = Engine(model, plan).anatomy
+    assert found.refresh == refresh
+    shares = [[la.ffn.decode_share for la in each.layers] for each in (foretold, found)]
+    assert shares[0] == shares[1]
+    work = Workload(8, 8, 1)
+    assert decode_cost(foretold, work) == decode_cost(found, work)
 
 
 def test_undo_restores_the_model(model: nn.Module, thin: Sample) -> None:

@@ -146,6 +146,22 @@ def test_overheads_are_counted_by_what_a_plan_has() -> None:
     assert slower.tpot_s == pytest.approx(1.5 * plain.tpot_s)
 
 
+def test_reading_again_costs_a_pass_of_its_own() -> None:
+    """Its bytes are in the mean step already; its products and overhead are shared by the steps."""
+    plain, work = anatomy(), Workload(64, 8, 2)
+    again = replace(plain, refresh=3)
+    slow, pass_overheads = machine(matmul=1e6), Overheads(step=1.0)
+    step, mean = (
+        predict(each, work, slow, prefill=pass_overheads, decode=NONE).decode
+        for each in (plain, again)
+    )
+    whole = predict(plain, Workload(4, 1, 2), slow, prefill=pass_overheads).prefill
+    assert mean.bytes == step.bytes
+    assert mean.overhead == pytest.approx(step.overhead + whole.overhead / 4)
+    assert mean.flops == pytest.approx(step.flops + whole.flops / 4)
+    assert whole.flops > 0 < whole.overhead
+
+
 def test_an_empty_gap_is_no_fill() -> None:
     bare = without(anatomy(), attention=[0, 1])
     only = Overheads(fill=1.0)

@@ -8,7 +8,7 @@ few are assumed.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from itertools import product
 from math import isfinite, prod
 from typing import Any, Literal
@@ -140,7 +140,30 @@ def predict(
         name: _parts(_Roof.of(anatomy, workload, machine, name), overheads, machine)
         for name, overheads in (("prefill", prefill), ("decode", decode))
     }
+    if anatomy.refresh:
+        found["decode"] = _with_refresh(found["decode"], anatomy, workload, machine, prefill)
     return Prediction(**found)
+
+
+def _with_refresh(
+    step: Parts,
+    anatomy: Anatomy,
+    workload: Workload,
+    machine: Machine,
+    prefill: Overheads | None,
+) -> Parts:
+    """The mean step where every so many tokens are read again by one pass, as prompts are.
+
+    The bytes of that pass are in the step's already; its products and overheads come on top.
+    """
+    tokens = anatomy.refresh + 1
+    again = replace(workload, prompt=tokens, new=1)
+    more = _parts(_Roof.of(anatomy, again, machine, "prefill"), prefill, machine)
+    return Parts(
+        bytes=step.bytes,
+        flops=step.flops + more.flops / tokens,
+        overhead=step.overhead + more.overhead / tokens,
+    )
 
 
 def measure_overheads(

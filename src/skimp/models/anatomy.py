@@ -92,7 +92,8 @@ class Anatomy:
     """The parts of a causal language model. `element_bytes` is the size of one weight or KV number.
 
     `rest` are parts outside the layers; the head is listed even when it is tied to the embedding
-    (`tied`), and then counts no parameters of its own, but its bytes are read at every step.
+    (`tied`), and then counts no parameters of its own, but its bytes are read at every step. After
+    every `refresh` answer tokens (0: never) a plan has them read again with whole FFs.
     """
 
     model_type: str
@@ -108,6 +109,7 @@ class Anatomy:
     rest: tuple[Part, ...]
     element_bytes: int
     fingerprint: str = field(repr=False)
+    refresh: int = 0
 
     @classmethod
     def of(cls, model: nn.Module) -> "Anatomy":

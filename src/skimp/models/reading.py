@@ -51,7 +51,8 @@ def read_anatomy(model: nn.Module) -> Anatomy:
     family = family_of(model)
     planned = getattr(config, "skimp", None)
     kept = planned["layout"]["kept"] if planned else None
-    shares = planned.get("experts", {}) if planned else {}
+    experts = planned.get("experts", {}) if planned else {}
+    shares = experts.get("shares", {})
     blocks: list[nn.Module] = list(root.get_submodule(family.layers))
     layers = []
     for index, block in enumerate(blocks):
@@ -79,6 +80,7 @@ def read_anatomy(model: nn.Module) -> Anatomy:
         rest=tuple(_rest(model, family, (embedding_module, head_module))),
         element_bytes=embedding_module.weight.element_size(),
         fingerprint=planned["layout"]["fingerprint"] if planned else fingerprint(model),
+        refresh=experts.get("refresh", 0),
     )
 
 

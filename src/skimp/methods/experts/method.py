@@ -81,11 +81,13 @@ class ExpertsMethod:
             if not section.dense(layer)
         }
         config: Any = work.model.config
-        work.surgery.set(config, "skimp", {**block, "experts": shares})
+        told = {"shares": shares, "refresh": section.refresh if shares else 0}
+        work.surgery.set(config, "skimp", {**block, "experts": told})
 
     def reduce(self, section: Experts, anatomy: Anatomy) -> Anatomy:
         layers = tuple(_reduced(la, section, anatomy.hidden_size) for la in anatomy.layers)
-        return replace(anatomy, layers=layers)
+        thinned = any(layer.ffn.decode_share < 1 for layer in layers)
+        return replace(anatomy, layers=layers, refresh=section.refresh if thinned else 0)
 
 
 METHOD = ExpertsMethod()
