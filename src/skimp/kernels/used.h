@@ -1,9 +1,9 @@
 /* Operations of an FF of which a request uses some neurons; included by program.h. */
 
-/* Rows and counts are those of the step. */
+/* Rows and counts are those of the step; all rows need no list, and are read in long runs. */
 static int linear_used(const linear_args *fixed, const neurons_used *used) {
     linear_args a = *fixed;
-    a.rows = used->rows;
+    a.rows = used->count == a.job[0].height ? NULL : used->rows;
     for (int64_t j = 0; j < a.jobs; j++) a.job[j].count = used->count;
     return skimp_linear(&a);
 }
@@ -23,7 +23,7 @@ CLONES static void add_fill(const neurons_args *a, const void *fill) {
 
 static int neurons_of(const neurons_args *fixed, const neurons_used *used) {
     neurons_args a = *fixed;
-    a.rows = used->rows;
+    a.rows = used->count == a.height ? NULL : used->rows;
     a.r = used->count;
     const int failed = skimp_neurons(&a);
     if (!failed && used->fill) add_fill(&a, used->fill);

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from skimp.methods.experts.section import Experts, Select
-from skimp.methods.experts.select import Chosen, choose, magnitudes
+from skimp.methods.experts.select import Chosen, choose, left_out, magnitudes, widened
 from skimp.methods.experts.statistic import squares
 
 PROMPTED = ("topk", "sample", "topk_sample")
@@ -336,3 +336,13 @@ def test_magnitudes(maps: int, convert: Callable[[Tensor], Tensor]) -> None:
         for weight in given:
             product *= sum(value**2 for value in weight[neuron].double().tolist()) ** 0.5
         assert found[neuron].item() == pytest.approx(product, rel=1e-5)
+
+
+@given(count=st.integers(1, 8), seed=st.integers(0, 99), batch=st.integers(1, 3))
+def test_widened_experts_are_the_same_experts(count: int, seed: int, batch: int) -> None:
+    sums = torch.rand(batch, 8, generator=torch.Generator().manual_seed(seed))
+    chosen = choose(sums, torch.ones(batch), count, Experts(keep=count / 8), 0)
+    wide = widened(chosen, 8)
+    assert wide.rows.tolist() == list(range(8)) and wide.mask is not None
+    values = torch.ones(batch, 8)
+    assert torch.equal(left_out(wide, values), left_out(chosen, values))

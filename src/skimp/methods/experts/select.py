@@ -65,6 +65,15 @@ def choose(
     return Chosen(rows.to(torch.int32), None if mask.all() else mask)
 
 
+def widened(chosen: Chosen, width: int) -> Chosen:
+    """The same experts among all `width` rows, of which sequences keep those that they kept."""
+    batch = 1 if chosen.mask is None else len(chosen.mask)
+    kept = torch.zeros(batch, width, dtype=torch.bool, device=chosen.rows.device)
+    kept[:, chosen.rows.long()] = True if chosen.mask is None else chosen.mask
+    rows = torch.arange(width, dtype=torch.int32, device=chosen.rows.device)
+    return Chosen(rows, kept, chosen.fill)
+
+
 def left_out(chosen: Chosen, values: Tensor) -> Tensor:
     """`values` [B, F] of the neurons that were not chosen, 0 for those that were."""
     gone = torch.ones_like(values, dtype=torch.bool)
