@@ -17,7 +17,7 @@ from skimp.engine.state import State
 from skimp.methods.experts.deciding import Chooser
 from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, guided
 from skimp.methods.experts.section import Experts
-from skimp.methods.experts.select import Chosen, widened
+from skimp.methods.experts.select import Chosen, ordered, widened
 from skimp.methods.experts.statistic import squares, totals
 
 # Where a batch needs so many rows between its sequences, reading all of them in one run is quicker
@@ -94,7 +94,7 @@ class Desk:
             chosen = self._chooser.choose(layer, sums, carried.counts, carried.totals.get(layer))
             width = sums.shape[1]
             wide = chosen.mask is not None and len(chosen.rows) >= _WIDE * width
-            carried.chosen[layer] = widened(chosen, width) if wide else chosen
+            carried.chosen[layer] = ordered(widened(chosen, width) if wide else chosen)
 
 
 @dataclass(frozen=True)

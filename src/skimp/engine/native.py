@@ -91,7 +91,9 @@ class NativeRunner(SlotRunner):
 
 def _used(carried: Carried | None) -> dict[int, Used]:
     chosen = {} if carried is None else carried.chosen
-    return {layer: Used(each.rows, each.mask, each.fill) for layer, each in chosen.items()}
+    return {
+        layer: Used(each.rows, each.mask, each.fill, each.order) for layer, each in chosen.items()
+    }
 
 
 def wanted(device: torch.device, dtype: torch.dtype) -> bool:

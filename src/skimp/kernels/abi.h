@@ -31,6 +31,7 @@ typedef struct {
     const int32_t *rows;    /* [R] or null: row r is r */
     void *out;              /* [M, N] */
     int64_t m, r, n, stride, height, dtype, threads;
+    const int32_t *order; /* [R] a permutation, by the inputs that use a row, or null */
 } neurons_args;
 
 typedef struct {

@@ -24,7 +24,7 @@ ISAS = ("portable", "avx2", "avx512bf16")
 _ABI = 3
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _LINEAR = {jobs: Struct(f"{7 + 6 * jobs}q") for jobs in (1, 2, 3, 4)}
-_NEURONS = Struct("11q")
+_NEURONS = Struct("12q")
 _ATTEND = Struct("24q2d2q")
 _STORE = Struct("14q")
 _NORM = Struct("5q2d2q")
@@ -171,6 +171,7 @@ class Native:
             height,
             code,
             self.threads,
+            0,
         )
         failed = self._neurons(packed)
         if failed:

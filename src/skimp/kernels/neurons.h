@@ -3,9 +3,12 @@
  * The sums stay in float32 in the cache, a stretch of columns at a time. Four rows from far parts
  * of the list are added at once, so that a sum is loaded and stored once for four rows and each
  * part of the weight is read in a long run. For the same reason the parts of a call are stretches
- * of rows, not of columns, each with sums of its own. */
-INLINE void FN(add_rows)(const int S, int64_t inputs, int64_t width, const E *const *w,
-                         const E *const *next, const float *h, float *sums, int64_t columns) {
+ * of rows, not of columns, each with sums of its own.
+ *
+ * Where the inputs use rows of their own, `order` puts rows together that the same inputs use: four
+ * of them are added at once to the sums of those inputs only, which saves the others' products. */
+INLINE void FN(add_rows)(const int S, int64_t inputs, float *const *sums, const E *const *w,
+                         const E *const *next, const float *h, int64_t columns) {
     for (int64_t c = 0; c < columns; c += STEP) {
         PAIR row[STREAMS];
         if (next) {
@@ -16,7 +19,7 @@ INLINE void FN(add_rows)(const int S, int64_t inputs, int64_t width, const E *co
             row[s] = columns - c >= STEP ? FN(load)(from) : FN(load_some)(from, columns - c);
         }
         for (int64_t m = 0; m < inputs; m++) {
-            float *to = sums + m * width + c;
+            float *to = sums[m] + c;
             VF even = NAME(load)(to), odd = NAME(load)(to + VW);
             UNROLL for (int s = 0; s < S; s++) {
                 even += row[s].a * h[m * S + s];
@@ -28,34 +31,48 @@ INLINE void FN(add_rows)(const int S, int64_t inputs, int64_t width, const E *co
     }
 }
 
-/* Rows i, i + apart, ... of the list: S of them. */
+/* Rows i, i + apart, ... of the list (or of its order): S of them. */
 INLINE void FN(add_at)(const int S, const neurons_work *work, int64_t i, int64_t apart,
                        float *sums, int64_t first, int64_t columns) {
     const neurons_args *a = work->args;
     const E *w[STREAMS], *next[STREAMS];
-    float h[MOST_INPUTS * STREAMS];
+    const int64_t ahead = a->order ? STREAMS : FETCH_ROWS;
+    const int listed = a->rows || a->order;
+    float h[MOST_INPUTS * STREAMS], *to[MOST_INPUTS];
+    int64_t place[STREAMS], inputs = 0;
     UNROLL for (int s = 0; s < S; s++) {
-        const int64_t at = i + s * apart;
-        w[s] = (const E *)a->weight + (a->rows ? a->rows[at] : at) * a->stride + first;
-        const int64_t later = at + FETCH_ROWS < a->r ? at + FETCH_ROWS : at;
-        next[s] = w[s] + (a->rows ? (a->rows[later] - a->rows[at]) * a->stride
-                                  : (int64_t)(FETCH_BYTES / sizeof(E)));
-        for (int64_t m = 0; m < a->m; m++) h[m * S + s] = FN(one)(((const E *)a->h)[m * a->r + at]);
+        const int64_t at = i + s * apart, later = at + ahead < a->r ? at + ahead : at;
+        const int64_t then = a->order ? a->order[later] : later;
+        place[s] = a->order ? a->order[at] : at;
+        const int64_t row = a->rows ? a->rows[place[s]] : place[s];
+        w[s] = (const E *)a->weight + row * a->stride + first;
+        next[s] = w[s] + (listed ? ((a->rows ? a->rows[then] : then) - row) * a->stride
+                                 : (int64_t)(FETCH_BYTES / sizeof(E)));
     }
-    FN(add_rows)(S, a->m, work->width, w, a->rows || a->m > 1 ? next : NULL, h, sums, columns);
+    for (int64_t m = 0; m < a->m; m++) {
+        int used = !a->order;
+        UNROLL for (int s = 0; s < S; s++) {
+            const float value = FN(one)(((const E *)a->h)[m * a->r + place[s]]);
+            h[inputs * S + s] = value;
+            used |= value != 0;
+        }
+        if (used) to[inputs++] = sums + m * work->width;
+    }
+    FN(add_rows)(S, inputs, to, w, listed || a->m > 1 ? next : NULL, h, columns);
 }
 
 static TARGET int FN(neurons)(const neurons_work *work, int part, int parts) {
     const neurons_args *a = work->args;
     const int64_t first = a->r * part / parts, last = a->r * (part + 1) / parts;
-    const int64_t apart = (last - first) / STREAMS, most = 4096; /* columns: 16 KB an input */
+    const int64_t each = (last - first) / STREAMS, most = 4096; /* columns: 16 KB an input */
+    const int64_t apart = a->order ? 1 : each, on = a->order ? STREAMS : 1;
     float *sums = work->sums + part * a->m * work->width;
     memset(sums, 0, (size_t)(a->m * work->width) * sizeof *sums);
     for (int64_t c = 0; c < a->n; c += most) {
         const int64_t columns = a->n - c < most ? a->n - c : most;
-        for (int64_t i = 0; i < apart; i++)
-            FN(add_at)(STREAMS, work, first + i, apart, sums + c, c, columns);
-        for (int64_t i = first + STREAMS * apart; i < last; i++)
+        for (int64_t i = 0; i < each; i++)
+            FN(add_at)(STREAMS, work, first + i * on, apart, sums + c, c, columns);
+        for (int64_t i = first + STREAMS * each; i < last; i++)
             FN(add_at)(1, work, i, 0, sums + c, c, columns);
     }
     return 0;

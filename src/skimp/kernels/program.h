@@ -63,6 +63,7 @@ typedef struct {
     const int32_t *rows;
     const uint8_t *mask;
     const void *fill;
+    const int32_t *order; /* [count]: of rows by the sequences that keep them, or null */
     int64_t count;
 } neurons_used;
 

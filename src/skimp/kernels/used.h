@@ -25,6 +25,7 @@ static int neurons_of(const neurons_args *fixed, const neurons_used *used) {
     neurons_args a = *fixed;
     a.rows = used->count == a.height ? NULL : used->rows;
     a.r = used->count;
+    a.order = used->order;
     const int failed = skimp_neurons(&a);
     if (!failed && used->fill) add_fill(&a, used->fill);
     return failed;

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from skimp.methods.experts.section import Experts, Select
-from skimp.methods.experts.select import Chosen, choose, left_out, magnitudes, widened
+from skimp.methods.experts.select import Chosen, choose, left_out, magnitudes, ordered, widened
 from skimp.methods.experts.statistic import squares
 
 PROMPTED = ("topk", "sample", "topk_sample")
@@ -346,3 +346,16 @@ def test_widened_experts_are_the_same_experts(count: int, seed: int, batch: int)
     assert wide.rows.tolist() == list(range(8)) and wide.mask is not None
     values = torch.ones(batch, 8)
     assert torch.equal(left_out(wide, values), left_out(chosen, values))
+
+
+@given(seed=st.integers(0, 99), batch=st.integers(2, 4))
+def test_order_puts_neurons_together_that_the_same_sequences_keep(seed: int, batch: int) -> None:
+    sums = torch.rand(batch, 32, generator=torch.Generator().manual_seed(seed))
+    chosen = ordered(choose(sums, torch.ones(batch), 12, Experts(keep=12 / 32), 0))
+    if chosen.mask is None or chosen.order is None:
+        assert chosen.mask is None and chosen.order is None
+        return
+    assert sorted(chosen.order.tolist()) == list(range(len(chosen.rows)))
+    patterns = [tuple(column) for column in chosen.mask[:, chosen.order.long()].T.tolist()]
+    changes = sum(a != b for a, b in zip(patterns, patterns[1:], strict=False))
+    assert changes == len(set(patterns)) - 1

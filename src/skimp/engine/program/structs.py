@@ -77,7 +77,10 @@ class Linear(Structure):
 class Neurons(Structure):
     """`neurons_args`."""
 
-    _fields_ = _fields("h weight rows out", "m r n stride height dtype threads")
+    _fields_ = [
+        *_fields("h weight rows out", "m r n stride height dtype threads"),
+        ("order", c_void_p),
+    ]
 
 
 class Store(Structure):
@@ -125,7 +128,7 @@ class SlotPlace(Structure):
 class NeuronsUsed(Structure):
     """`neurons_used`."""
 
-    _fields_ = _fields("rows mask fill", "count")
+    _fields_ = _fields("rows mask fill order", "count")
 
 
 class Mask(Structure):

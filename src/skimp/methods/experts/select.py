@@ -1,13 +1,15 @@
 """Which neurons an answer keeps, given what the prompt said about them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from skimp.methods.experts import statistic
 from skimp.methods.experts.section import BLIND, Experts
+
+_MOST_ORDERED = 62  # bits that tell sequences apart
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,14 @@ class Chosen:
 
     `rows` int32 [k], ascending: neurons that any sequence keeps. `mask` bool [B, k]: which of them
     each sequence keeps, or None where all keep all. `fill` [B, d]: what the FF's output gains for
-    the neurons left out, or None for nothing.
+    the neurons left out, or None for nothing. `order` int32 [k]: a permutation that puts neurons
+    together which the same sequences keep, or None.
     """
 
     rows: Tensor
     mask: Tensor | None
     fill: Tensor | None = None
+    order: Tensor | None = None
 
 
 def choose(
@@ -72,6 +76,15 @@ def widened(chosen: Chosen, width: int) -> Chosen:
     kept[:, chosen.rows.long()] = True if chosen.mask is None else chosen.mask
     rows = torch.arange(width, dtype=torch.int32, device=chosen.rows.device)
     return Chosen(rows, kept, chosen.fill)
+
+
+def ordered(chosen: Chosen) -> Chosen:
+    """With the `order` of its neurons, where sequences differ in what they keep."""
+    if chosen.mask is None or len(chosen.mask) > _MOST_ORDERED:
+        return chosen
+    places = torch.arange(len(chosen.mask), device=chosen.mask.device)
+    keepers = (chosen.mask.long() << places.unsqueeze(-1)).sum(0)
+    return replace(chosen, order=keepers.argsort(stable=True).to(torch.int32))
 
 
 def left_out(chosen: Chosen, values: Tensor) -> Tensor:
