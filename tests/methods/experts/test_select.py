@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, get_args
 
 import pytest
@@ -357,5 +358,5 @@ def test_order_puts_neurons_together_that_the_same_sequences_keep(seed: int, bat
         return
     assert sorted(chosen.order.tolist()) == list(range(len(chosen.rows)))
     patterns = [tuple(column) for column in chosen.mask[:, chosen.order.long()].T.tolist()]
-    changes = sum(a != b for a, b in zip(patterns, patterns[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(patterns))
     assert changes == len(set(patterns)) - 1
