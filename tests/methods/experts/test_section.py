@@ -22,6 +22,7 @@ SECTION = st.fixed_dictionaries(
         "select": st.sampled_from(get_args(Select)),
         "refresh": st.integers(0, 99),
         "batch": st.sampled_from(get_args(Batch)),
+        "fill": st.sampled_from(["zero", "mean"]),
         "prior": st.floats(0, 1),
         "block": st.sampled_from([1, 16, 32, 64]),
         "seed": st.integers(0, 2**40),
@@ -30,7 +31,16 @@ SECTION = st.fixed_dictionaries(
 
 
 def test_defaults() -> None:
-    assert read_section({}) == Experts(0.5, "topk", 0, "sequence", 0.0, 1, 0)
+    assert read_section({}) == Experts(
+        keep=0.5,
+        select="topk",
+        refresh=0,
+        batch="sequence",
+        prior=0.0,
+        block=1,
+        fill="zero",
+        seed=0,
+    )
 
 
 @given(section=SECTION)
