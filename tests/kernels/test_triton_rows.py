@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.kernels.exact import draw
 
+from skimp import kernels
 from skimp.kernels import ops, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +62,8 @@ def test_without_triton_nothing_breaks(how: str, monkeypatch: pytest.MonkeyPatch
     if how == "missing":
         monkeypatch.setitem(sys.modules, "triton", None)
         monkeypatch.delitem(sys.modules, "skimp.kernels.triton_rows", raising=False)
+        # Once imported, a module is found as its package's attribute.
+        monkeypatch.delattr(kernels, "triton_rows", raising=False)
     else:
         monkeypatch.setenv("SKIMP_TRITON", "off")
     ops.triton_rows.cache_clear()
