@@ -8,7 +8,7 @@ in numbers, beside what sets drawn at random would have in common.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from skimp.errors import EvaluationError
 from skimp.measure.scorer import evaluating
 from skimp.methods.experts.method import prior_name
 from skimp.methods.experts.section import BLIND, Experts
-from skimp.methods.experts.select import choose
+from skimp.methods.experts.select import choose, kept_by
 from skimp.methods.experts.statistic import squares
 from skimp.models.anatomy import Anatomy
 from skimp.models.feed_forward import FeedForward, feed_forwards
@@ -281,8 +281,5 @@ def _sets(
     sums: Tensor, tokens: Tensor, section: Experts, count: int, layer: int, prior: Tensor | None
 ) -> Tensor:
     """The experts of each row as the engine would choose them: bool, shaped as `sums` [P, F]."""
-    alone = replace(section, batch="sequence")  # a prompt of its own, whatever a batch would share
-    chosen = choose(sums, tokens, count, alone, layer, prior=prior)
-    found = torch.zeros_like(sums, dtype=torch.bool)
-    found[:, chosen.rows.long()] = True if chosen.mask is None else chosen.mask
-    return found
+    chosen = choose(sums, tokens, count, section.apart(), layer, prior=prior)
+    return kept_by(chosen, sums.shape[-1]).expand_as(sums)

@@ -71,11 +71,17 @@ def choose(
 
 def widened(chosen: Chosen, width: int) -> Chosen:
     """The same experts among all `width` rows, of which sequences keep those that they kept."""
+    rows = torch.arange(width, dtype=torch.int32, device=chosen.rows.device)
+    return Chosen(rows, kept_by(chosen, width), chosen.fill)
+
+
+def kept_by(chosen: Chosen, width: int) -> Tensor:
+    """Which of all `width` neurons each sequence keeps: bool [B, width], or [1, width] where all
+    sequences keep the same."""
     batch = 1 if chosen.mask is None else len(chosen.mask)
     kept = torch.zeros(batch, width, dtype=torch.bool, device=chosen.rows.device)
     kept[:, chosen.rows.long()] = True if chosen.mask is None else chosen.mask
-    rows = torch.arange(width, dtype=torch.int32, device=chosen.rows.device)
-    return Chosen(rows, kept, chosen.fill)
+    return kept
 
 
 def ordered(chosen: Chosen) -> Chosen:
@@ -89,9 +95,7 @@ def ordered(chosen: Chosen) -> Chosen:
 
 def left_out(chosen: Chosen, values: Tensor) -> Tensor:
     """`values` [B, F] of the neurons that were not chosen, 0 for those that were."""
-    gone = torch.ones_like(values, dtype=torch.bool)
-    gone[:, chosen.rows.long()] = False if chosen.mask is None else ~chosen.mask
-    return values.masked_fill(~gone, 0)
+    return values.masked_fill(kept_by(chosen, values.shape[-1]), 0)
 
 
 def magnitudes(weights: Sequence[Tensor]) -> Tensor:
