@@ -220,7 +220,7 @@ CASES: dict[str, Case] = {
 
 # Methods whose part of the model can depend on the request, so that only the engine can leave it
 # out: the laws on that stand in a file of their own.
-BY_REQUEST = {"experts": "test_experts.py"}
+BY_REQUEST = {"experts": "test_experts.py", "exit": "test_exits.py"}
 
 
 def missing_methods() -> set[str]:

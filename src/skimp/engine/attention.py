@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from skimp import kernels
+from skimp.engine.gates import Stored
 from skimp.engine.slots import Entry, Pass, Slot
 
 NAME = "skimp"
@@ -70,6 +71,8 @@ def _decode(
     index = at % slot.size
     kernels.store(slot.keys, entry.keys, index)
     kernels.store(slot.values, entry.values, index)
+    if run.storing:
+        raise Stored
     valid = run.valid(slot)
     if query.is_cuda and not softcap and sinks is None:
         return _fused(query, slot.keys, slot.values, valid[:, None], scale)

@@ -9,17 +9,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from skimp.engine import experts, hugging, limits, native, shadow
+from skimp.engine import experts, gates, hugging, limits, native, shadow
 from skimp.engine.attention import Unsupported
 from skimp.engine.compiled import CompiledRunner
 from skimp.engine.generation import Answer, Generation, Request, Timing
 from skimp.engine.native import NativeRunner
 from skimp.engine.probing import slot_shapes
+from skimp.engine.exits import Exits
 from skimp.engine.runners import PlainRunner, Runner, SlotRunner, pad_left
 from skimp.engine.sampling import Sampling
 from skimp.engine.state import State
 from skimp.errors import RequestError
+from skimp.kernels.native import MOST_ROWS
 from skimp.methods.apply import apply
+from skimp.methods.exit.section import by_exit
 from skimp.methods.experts.section import by_prompt
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
@@ -64,6 +67,7 @@ class Engine:
         model: the planned model the engine runs.
         anatomy: of the planned model.
         plain: why the model runs on transformers' own cache instead of the engine's, or None.
+        exits: what lets tokens leave early, or None.
     """
 
     def __init__(
@@ -79,17 +83,19 @@ class Engine:
         section = by_prompt(plan)
         self._desk = experts.Desk(self.model, section) if section else None
         self.anatomy = Anatomy.of(self.model)
+        self.exits = _exits(self.model, self.anatomy, plan)
+        places = self.exits.places if self.exits else ()
         self.plain: str | None = None
         self.runner: Runner
         own = shadow.attention_names(self.model)
         try:
             shadow.use_slots(self.model)
             shapes = slot_shapes(self.model, self.anatomy)
-            self.runner = self._kind(decode)(self.model, shapes)
+            self.runner = self._kind(decode)(self.model, shapes, places)
         except Unsupported as error:
             shadow.restore(own)
             self.plain = str(error)
-            self.runner = PlainRunner(self.model, self.anatomy.kv_bytes_per_token)
+            self.runner = PlainRunner(self.model, self.anatomy)
 
     def _kind(self, decode: Decode) -> type[SlotRunner]:
         if decode == "native" and self.device.type != "cpu":
@@ -100,11 +106,15 @@ class Engine:
             raise RequestError(
                 "decode: 'compiled' cannot thin FFs prompt by prompt yet; use auto or eager."
             )
+        if decode == "compiled" and self.exits is not None:
+            raise RequestError(
+                "decode: 'compiled' is one graph, which no token can leave; use auto or eager."
+            )
         if decode != "auto":
             return _KINDS[decode]
         if native.wanted(self.device, self.dtype):
             return NativeRunner
-        compiles = self.device.type == "cuda" and self._desk is None
+        compiles = self.device.type == "cuda" and self._desk is None and self.exits is None
         return CompiledRunner if compiles else SlotRunner
 
     @property
@@ -118,9 +128,18 @@ class Engine:
     def warm_up(self, batch: int = 1) -> str | None:
         """Make the fast decode step for a batch now; why there is none, or None if there is."""
         if isinstance(self.runner, NativeRunner):
-            self.runner.program(batch, now=True)
-            return self.runner.refused.get(batch)
+            shape = self.runner.shape(batch)
+            self.runner.program(shape, now=True)
+            for queries in range(2, self._columns(batch) + 1):
+                self.runner.program(self.runner.shape(batch, queries), now=True)
+            return self.runner.refused.get(shape)
         return self.plain or "decoding runs on torch for this device and type of numbers"
+
+    def _columns(self, batch: int) -> int:
+        """The most columns that a native step may have to run at once."""
+        if self.exits is None or not self.exits.exact:
+            return 1
+        return min(self.exits.section.max_pending + 1, MOST_ROWS // batch)
 
     def path(self, batch: int = 1) -> str:
         """What decodes a warmed-up batch: "native", "compiled", "torch" or "transformers"."""
@@ -168,6 +187,7 @@ class Engine:
             raise RequestError(f"chunk: {chunk} columns cannot be read; give at least 1, or None.")
         limits.check_tokens(state, tokens, self.anatomy.vocabulary, dimensions=2)
         limits.check_room(state, tokens.shape[1])
+        self.settle(state)
         logits = None
         for part in tokens.split(chunk or tokens.shape[1], dim=1):
             with self._desk.reading(state, part.shape[1]) if self._desk else nullcontext():
@@ -181,21 +201,31 @@ class Engine:
         """Logits [B, V] after one more token a sequence, `tokens` [B]."""
         limits.check_tokens(state, tokens, self.anatomy.vocabulary, dimensions=1)
         limits.check_room(state, 1)
-        if self._desk is None:
-            logits = self.runner.decode(state, tokens)
-        elif (recent := self._desk.due(state)) is not None:
+        recent = self._desk.due(state) if self._desk else None
+        if recent is not None:
             return self._refresh(state, recent, tokens)
-        else:
-            with self._desk.decoding(state, tokens):
+        with self._desk.decoding(state, tokens) if self._desk else nullcontext():
+            if self.exits is None:
                 logits = self.runner.decode(state, tokens)
+            else:
+                logits = self.exits.decode(self.runner, state, tokens)
         state.length += 1
         return logits
+
+    @torch.inference_mode()
+    def settle(self, state: State) -> None:
+        """Do what early exits have put off, so that the cache is whole; else nothing."""
+        if self.exits is None or state.exits is None or not state.exits.pending:
+            return
+        with self._desk.answering(state) if self._desk else nullcontext():
+            self.exits.settle(self.runner, state)
 
     def _refresh(self, state: State, recent: Tensor, tokens: Tensor) -> Tensor:
         """Read the last tokens again with all neurons, which also mends their cache entries.
 
         Where entries have made way since, only the new tokens are read so.
         """
+        self.settle(state)
         if not self.runner.can_rewind(state):
             return self.extend(state, tokens[:, None])
         state.length -= recent.shape[1]
@@ -249,3 +279,11 @@ class Engine:
     def custom_generate(self) -> Any:
         """For transformers: `model.generate(..., custom_generate=engine.custom_generate)`."""
         return hugging.custom_generate(self)
+
+
+def _exits(model: nn.Module, anatomy: Anatomy, plan: Plan | None) -> Exits | None:
+    section = by_exit(plan)
+    if plan is None or section is None:
+        return None
+    gates.put_gates(model, anatomy)
+    return Exits(model, anatomy, section, plan.values)

@@ -77,10 +77,16 @@ class Desk:
         carried = self._carried(state)
         if not carried.chosen:
             self._choose(carried)
-        with guided(_Answering(carried.chosen)):
+        with self.answering(state):
             yield
         if self.section.refresh:
             carried.recent.append(tokens.clone())
+
+    @contextmanager
+    def answering(self, state: State) -> Iterator[None]:
+        """For a pass by the experts that were chosen last."""
+        with guided(_Answering(self._carried(state).chosen)):
+            yield
 
     def due(self, state: State) -> Tensor | None:
         """The tokens [B, refresh] that all neurons should read (again) by now, if it is time."""
@@ -130,10 +136,11 @@ class _Answering:
 
     def leave(self, module: NeuronsOut, h: Tensor) -> Tensor:
         chosen = self.chosen[module.layer]
+        lead = h.shape[:-1]  # OPT's FF works on all tokens in one row
         if chosen.mask is not None:
-            shape = (len(chosen.mask), *[1] * (h.dim() - 2), chosen.mask.shape[1])
-            h = h * chosen.mask.view(shape)
-        out = kernels.neurons(h, module.weight, chosen.rows)
+            h = h.reshape(len(chosen.mask), -1, h.shape[-1]) * chosen.mask[:, None]
+        out = kernels.neurons(h.contiguous(), module.weight, chosen.rows)
         if chosen.fill is not None:
-            out = out + chosen.fill.view(len(chosen.fill), *[1] * (out.dim() - 2), -1)
+            out = out.reshape(len(chosen.fill), -1, out.shape[-1]) + chosen.fill[:, None]
+        out = out.reshape(*lead, -1)
         return out if module.bias is None else out + module.bias

@@ -28,6 +28,8 @@ class Decoder(Protocol):
 
     def decode(self, state: State, tokens: Tensor) -> Tensor: ...
 
+    def settle(self, state: State) -> None: ...
+
 
 @dataclass
 class Timing:
@@ -76,10 +78,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a batch: each sequence's new token and piece of text, None once it has ended."""
+    """One step of a batch: each sequence's new token and piece of text, None once it has ended.
+
+    `depths`: after how many layers each token was decided, where tokens may leave early.
+    """
 
     tokens: list[int | None]
     pieces: list[str | None]
+    depths: list[int] | None = None
 
 
 class Generation:
@@ -108,6 +114,7 @@ class Generation:
         _see(sampler, request.prompts)
         with alone(device):
             tokens = sampler.pick(logits)
+        depths: list[int] | None = None
         # On a GPU the next step is under way before this one's tokens are read.
         ahead = device.type != "cpu"
         for index in range(room):
@@ -121,22 +128,27 @@ class Generation:
                 self.timing.steps.append(passed)
             else:
                 self.timing.prefill_s = passed
-            yield self._taken(values)
-            if last or all(row.ended for row in self._rows):
+            yield self._taken(values, depths)
+            ended = [row.ended for row in self._rows]
+            if last or all(ended):
                 break
+            state.idle = torch.tensor(ended, device=device) if any(ended) else None
             start = time.perf_counter()
             logits = self._engine.decode(state, tokens) if following is None else following
+            depths = None if state.exits is None else state.exits.depths
             with alone(device):
                 tokens = sampler.pick(logits)
         for row in self._rows:
             row.close("context" if full else "length")
+        self._engine.settle(state)
 
-    def _taken(self, values: list[int]) -> Step:
+    def _taken(self, values: list[int], depths: list[int] | None) -> Step:
         live = [not row.ended for row in self._rows]
         pairs = [row.add(token) for row, token in zip(self._rows, values, strict=True)]
         return Step(
             [pair[0] if was else None for pair, was in zip(pairs, live, strict=True)],
             [pair[1] if was else None for pair, was in zip(pairs, live, strict=True)],
+            depths,
         )
 
 

@@ -70,13 +70,19 @@ def _record(model: nn.Module) -> _Recorders:
 
 def _windows(model: nn.Module, anatomy: Anatomy) -> dict[int, int | None]:
     """Sliding windows by cache index."""
+    indices = cache_indices(model, anatomy)
+    return {index: anatomy.layers[at].attention.window for at, index in indices.items()}
+
+
+def cache_indices(model: nn.Module, anatomy: Anatomy) -> dict[int, int]:
+    """The cache index of every layer that keeps its attention."""
     path = anatomy.family.attention.modules[0]
     layers: Any = model.get_submodule(anatomy.family.layers)
-    found = {}
-    for block, layer in zip(layers, anatomy.layers, strict=True):
-        if layer.attention.state == KEEP:
-            found[block.get_submodule(path).layer_idx] = layer.attention.window
-    return found
+    return {
+        at: block.get_submodule(path).layer_idx
+        for at, (block, layer) in enumerate(zip(layers, anatomy.layers, strict=True))
+        if layer.attention.state == KEEP
+    }
 
 
 def forward(model: Any, cache: Any, run: Pass, tokens: Tensor) -> Tensor:

@@ -1,15 +1,18 @@
 """How a planned model is run over a request's tokens: on the engine's slots, or as it comes."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from skimp.engine.probing import forward, last_only
+from skimp.engine.gates import Left, Projection, Stored, Stretch, guided
+from skimp.engine.probing import cache_indices, forward, last_only
 from skimp.engine.slots import Pass, Slot, SlotCache, SlotShape
 from skimp.engine.state import State
+from skimp.models.anatomy import Anatomy
 
 
 class Runner(Protocol):
@@ -35,13 +38,31 @@ class Runner(Protocol):
         """Whether the state may be shortened, so that its last tokens are read again."""
         ...
 
+    def walk(self, state: State, stretch: Stretch, tokens: Tensor, end: int) -> Tensor:
+        """Run a stretch of the layers over `tokens` [B, n], the columns up to `end`.
+
+        The hidden state [B, n, d] behind the stretch, or the logits [B, V] of the last column.
+        """
+        ...
+
+    def project(self, state: State, projection: Projection, end: int) -> None:
+        """Store what the projection says as the keys and values of the column before `end`."""
+        ...
+
 
 class SlotRunner:
-    """Runs a shadow whose attention goes through slots."""
+    """Runs a shadow whose attention goes through slots.
 
-    def __init__(self, model: Any, shapes: Mapping[int, SlotShape]) -> None:
+    `places`: where its steps are entered and left, 0 and the one behind the last layer among them;
+    none where every step runs to its end.
+    """
+
+    def __init__(
+        self, model: Any, shapes: Mapping[int, SlotShape], places: Collection[int] = ()
+    ) -> None:
         self.model = model
         self.shapes = shapes
+        self.places = frozenset(places)
         self.like = next(model.parameters())
 
     def new_cache(self, batch: int, capacity: int) -> dict[int, Slot]:
@@ -65,6 +86,23 @@ class SlotRunner:
     def can_rewind(self, state: State) -> bool:
         return all(slot.size >= state.length for slot in state.cache.values())
 
+    def walk(self, state: State, stretch: Stretch, tokens: Tensor, end: int) -> Tensor:
+        run = _columns(state, end, tokens.shape[1])
+        try:
+            with guided(stretch):
+                return forward(self.model, SlotCache(state.cache, run), run, tokens)
+        except Left as left:
+            return left.hidden
+
+    def project(self, state: State, projection: Projection, end: int) -> None:
+        run = _columns(state, end, 1)
+        run.storing = True
+        try:
+            with guided(projection):
+                forward(self.model, SlotCache(state.cache, run), run, _no_tokens(state))
+        except Left:
+            pass
+
     def step(self, slots: Mapping[int, Slot], pads: Tensor, at: Tensor, tokens: Tensor) -> Tensor:
         """A decode step as a function of tensors alone, so that it can be compiled."""
         run = Pass(pads, padded=True, queries=1, at=at)
@@ -74,9 +112,10 @@ class SlotRunner:
 class PlainRunner:
     """Runs a planned model with transformers' own cache and attention, whatever they do."""
 
-    def __init__(self, model: Any, kv_bytes_per_token: int) -> None:
+    def __init__(self, model: Any, anatomy: Anatomy) -> None:
         self.model = model
-        self._token_bytes = kv_bytes_per_token
+        self._token_bytes = anatomy.kv_bytes_per_token
+        self._indices = cache_indices(model, anatomy)
 
     def new_cache(self, batch: int, capacity: int) -> DynamicCache:
         return DynamicCache(config=self.model.config)
@@ -85,25 +124,81 @@ class PlainRunner:
         return batch * capacity * self._token_bytes
 
     def prefill(self, state: State, tokens: Tensor) -> Tensor:
-        end = state.length + tokens.shape[1]
-        columns = torch.arange(end, device=state.pads.device)
-        real = columns >= state.pads[:, None]
-        positions = (columns - state.pads[:, None]).clamp(min=0)
-        output = self.model(
-            input_ids=tokens,
-            attention_mask=real.long(),
-            position_ids=positions[:, state.length :],
-            past_key_values=state.cache,
-            use_cache=True,
-            **last_only(self.model, tokens.shape[1], tokens.device),
-        )
-        return output.logits[:, -1]
+        return self._run(state, state.cache, tokens, state.length + tokens.shape[1])
 
     def decode(self, state: State, tokens: Tensor) -> Tensor:
         return self.prefill(state, tokens[:, None])
 
     def can_rewind(self, state: State) -> bool:
         return False
+
+    def walk(self, state: State, stretch: Stretch, tokens: Tensor, end: int) -> Tensor:
+        cache = self._part(state.cache, range(stretch.first, stretch.last))
+        try:
+            with guided(stretch):
+                return self._run(state, cache, tokens, end)
+        except Left as left:
+            return left.hidden
+
+    def project(self, state: State, projection: Projection, end: int) -> None:
+        cache = self._part(state.cache, range(projection.first, projection.layers))
+        cache.update = _storing(cache.update)
+        try:
+            with guided(projection):
+                self._run(state, cache, _no_tokens(state), end)
+        except Left:
+            pass
+
+    def _run(self, state: State, cache: Any, tokens: Tensor, end: int) -> Tensor:
+        columns = torch.arange(end, device=state.pads.device)
+        real = columns >= state.pads[:, None]
+        positions = (columns - state.pads[:, None]).clamp(min=0)
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=real.long(),
+            position_ids=positions[:, end - tokens.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+            **last_only(self.model, tokens.shape[1], tokens.device),
+        )
+        return output.logits[:, -1]
+
+    def _part(self, cache: Any, layers: range) -> Any:
+        """The cache as a stretch of layers sees it, for masks are made by its first entry's length.
+
+        Layers that have not come as far, or further, are hidden behind one of the stretch's own.
+        """
+        own = {index for at, index in self._indices.items() if at in layers}
+        part = copy.copy(cache)
+        if own:
+            first = cache.layers[min(own)]
+            part.layers = [
+                each if index in own else first for index, each in enumerate(cache.layers)
+            ]
+        return part
+
+
+def _storing(update: Any) -> Any:
+    """A cache's `update` that stores and asks for nothing more."""
+
+    def stored(*args: Any, **kwargs: Any) -> Any:
+        update(*args, **kwargs)
+        raise Stored
+
+    return stored
+
+
+def _columns(state: State, end: int, queries: int) -> Pass:
+    """The pass over the `queries` columns before `end`."""
+    if queries > 1:
+        return Pass(state.pads, state.padded, queries, start=end - queries)
+    at = torch.full((1,), end - 1, device=state.pads.device)
+    return Pass(state.pads, padded=True, queries=1, at=at)
+
+
+def _no_tokens(state: State) -> Tensor:
+    """What is read where a hidden state takes the embedding's place."""
+    return torch.zeros(state.batch, 1, dtype=torch.long, device=state.pads.device)
 
 
 def cache_tensors(cache: Any) -> list[Tensor]:

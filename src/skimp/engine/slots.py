@@ -66,7 +66,7 @@ class Pass:
 
     `pads` [B]: columns of padding on the left of each sequence; `padded` whether there are any.
     A decode step keeps its column in the tensor `at` [1] alone (`start` None), so that the same
-    compiled code serves every step.
+    compiled code serves every step. `storing`: keys and values are stored, and nothing attends.
     """
 
     pads: Tensor
@@ -74,6 +74,7 @@ class Pass:
     queries: int
     start: int | None = None
     at: Tensor | None = None
+    storing: bool = False
     _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     _valid: dict[int | None, Tensor] = field(default_factory=dict)
 

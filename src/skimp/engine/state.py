@@ -13,6 +13,9 @@ class State:
     `cache`: the runner's own store of keys and values. `pads` [B]: columns of padding on the left.
     `length`: columns so far, padding included. `capacity`: columns there is room for. `experts`:
     what its prompts showed of the neurons (engine/experts.py), where the plan keeps some of them.
+    `exits`: what its last tokens have yet to be run through (engine/exits.py), where they may leave
+    early. `idle` [B]: the sequences that have ended, which nobody listens to. `table`: the addresses
+    of the cache, once native steps have asked for them.
     """
 
     cache: Any
@@ -21,6 +24,9 @@ class State:
     capacity: int
     length: int = 0
     experts: Any = None
+    exits: Any = None
+    idle: Tensor | None = None
+    table: Any = None
 
     @property
     def batch(self) -> int:

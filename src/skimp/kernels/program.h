@@ -67,17 +67,18 @@ typedef struct {
     int64_t count;
 } neurons_used;
 
-/* What belongs to the request and changes with every step. */
+/* What belongs to the request and changes with every step, which is over Q columns from `at` on. If
+ * a slot is to hold fewer entries than there are columns by then, Q must be 1. */
 typedef struct {
     const slot *slots;
     const neurons_used *used; /* by layer; null where every FF is whole */
     const int64_t *pads;      /* [B] */
-    uint8_t *valid;           /* scratch [B, largest size] */
-    int64_t at, threads, sized;
+    uint8_t *valid;           /* scratch [B, Q, largest size] */
+    int64_t at, queries, threads, sized;
 } context;
 
-/* Store a token's keys and values in a slot and attend over it. q [B, Hq, 1, D] and k, v
- * [B, Hk, 1, D] by strides, out [B, 1, Hq, Dv]. */
+/* Store the columns' keys and values in a slot and attend over it. q [B, Hq, Q, D] and k, v
+ * [B, Hk, Q, D] by strides, out [B, Q, Hq, Dv]. */
 typedef struct {
     int64_t slot;
     store_args stored_keys, stored_values;
@@ -90,7 +91,7 @@ typedef struct {
     int64_t m, dtype;
 } mask_args;
 
-enum { LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT, MASK };
+enum { LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT, STORE, MASK };
 
 /* `layer`: of an FF whose neurons the step may thin, else -1; `width`: all its neurons. */
 typedef struct {
@@ -317,59 +318,7 @@ static int gather(const gather_args *g) {
     return 0;
 }
 
-/* Which entries of a slot of this size the step sees: entry e holds the latest column up to `at`
- * that is e modulo the size, if it is no padding. Kept from one slot to the next of its size. */
-static void see(context *c, int64_t batch, int64_t size) {
-    if (c->sized == size) return;
-    for (int64_t b = 0; b < batch; b++) {
-        uint8_t *valid = c->valid + b * size;
-        const int64_t pad = c->pads[b];
-        if (c->at < size) { /* nothing has made way yet */
-            memset(valid, 0, (size_t)size);
-            memset(valid + pad, 1, (size_t)(c->at + 1 - pad));
-            continue;
-        }
-        for (int64_t e = 0; e < size; e++) {
-            const int64_t back = (c->at - e) % size;
-            const int64_t column = c->at - (back < 0 ? back + size : back);
-            valid[e] = column >= pad;
-        }
-    }
-    c->sized = size;
-}
-
-static int attend_slot(const slot_args *fixed, context *c) {
-    const slot *s = &c->slots[fixed->slot];
-    const int64_t index = c->at % s->size;
-    store_args keys = fixed->stored_keys, values = fixed->stored_values;
-    attend_args a = fixed->attended;
-    keys.cache = s->keys;
-    values.cache = s->values;
-    keys.index = values.index = &index;
-    keys.s = values.s = a.s = s->size;
-    keys.cache_s = keys.bytes;
-    values.cache_s = values.bytes;
-    keys.cache_h = keys.bytes * s->size;
-    values.cache_h = values.bytes * s->size;
-    keys.cache_b = keys.cache_h * keys.h;
-    values.cache_b = values.cache_h * values.h;
-    int failed = skimp_store(&keys);
-    if (failed || (failed = skimp_store(&values))) return failed;
-    see(c, a.b, s->size);
-    a.k = s->keys;
-    a.v = s->values;
-    a.valid = c->valid;
-    a.valid_b = a.valid_q = s->size;
-    a.k_s = a.d;
-    a.v_s = a.dv;
-    a.k_h = a.d * s->size;
-    a.v_h = a.dv * s->size;
-    a.k_b = a.k_h * a.hk;
-    a.v_b = a.v_h * a.hk;
-    a.threads = c->threads;
-    return skimp_attend(&a);
-}
-
+#include "slots.h"
 #include "used.h"
 
 /* Runs operations first .. last; 0, or the FAIL_ code of the one that could not be done. */
@@ -391,6 +340,7 @@ EXPORT int skimp_program_run(const operation *list, int64_t first, int64_t last,
         case LAYER_NORM: layer_norm(o->args); break;
         case GATHER: failed = gather(o->args); break;
         case SLOT: failed = attend_slot(o->args, c); break;
+        case STORE: failed = store_slot(o->args, c); break;
         }
         if (failed) return failed;
     }

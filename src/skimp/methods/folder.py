@@ -18,6 +18,7 @@ from torch import nn
 import skimp
 from skimp.errors import PlanError, SkimpError
 from skimp.methods.experts.section import by_prompt
+from skimp.methods.exit.section import by_exit
 from skimp.models import carve
 from skimp.plan import PLAN_FILE, Plan
 
@@ -60,6 +61,11 @@ def save(model: nn.Module, tokenizer: Any, plan: Plan, folder: str | Path) -> No
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SkimpError(f"{folder}: already exists and is not an empty folder; name another.")
     config: Any = model.config
+    if by_exit(plan) is not None:
+        raise PlanError(
+            "exit: the engine lets tokens leave early, so no folder can hold that; keep the plan "
+            "file and the model, or leave the section out."
+        )
     if getattr(config, "skimp", None) is None and any(plan.sections.values()):
         raise PlanError("model: the plan is not applied to it; use `skimp.apply` before saving.")
     if by_prompt(plan) is not None:

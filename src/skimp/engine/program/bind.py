@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skimp.engine.program import structs
+from skimp.engine.program.capture import HIDDEN, POSITIONS, TOKENS
 from skimp.engine.program.listing import (
     ARENA,
     DTYPES,
@@ -26,6 +28,38 @@ from skimp.kernels.native import MOST_ROWS
 _TYPES = {number: dtype for dtype, number in DTYPES.items()}
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Where a step can be entered: `at`, its first operation; `hidden` [B, Q, d] is to be there."""
+
+    at: int
+    hidden: Tensor
+
+
+class SlotTable:
+    """The addresses of a request's slots by cache index; `largest`: of their sizes."""
+
+    def __init__(self, slots: Mapping[int, Slot]) -> None:
+        self.places = (structs.SlotPlace * (max(slots, default=0) + 1))()
+        for index, slot in slots.items():
+            self.places[index] = structs.SlotPlace(
+                slot.keys.data_ptr(), slot.values.data_ptr(), slot.size
+            )
+        self.largest = max((slot.size for slot in slots.values()), default=0)
+        self.smallest = min((slot.size for slot in slots.values()), default=0)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a step needs of a request: its slots, its `pads` [B], the first column `at` of the step,
+    and the neurons in use by layer."""
+
+    slots: SlotTable
+    pads: Tensor
+    at: int
+    used: Mapping[int, Used]
+
+
 class Program:
     """A decode step that runs natively over the weights of one model.
 
@@ -36,61 +70,99 @@ class Program:
     def __init__(
         self, listing: Listing, tensors: Mapping[str, Tensor], handle: ctypes.CDLL, threads: int
     ) -> None:
-        self.batch = listing.batch
+        self.batch, self.queries = listing.inputs[TOKENS][0]
         self._run = structs.run_function(handle)
         self._tensors = tensors  # their storage must outlive the addresses below
         self._threads = threads
         self._arena = torch.empty(listing.arena + 64, dtype=torch.uint8)
         self._inputs = {
-            name: torch.zeros(listing.batch, 1, dtype=torch.long)
-            for name in ("tokens", "positions")
+            name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in listing.inputs.items()
         }
         self._kept: list[Any] = []
-        self._operations = (structs.Operation * len(listing.operations))()
-        for index, operation in enumerate(listing.operations):
+        self._marks: dict[int, Mark] = {}
+        operations = []
+        for operation in listing.operations:
+            if operation.kind == "mark":
+                (hidden,) = operation.operands
+                assert hidden is not None
+                place = operation.settings["place"]
+                self._marks[place] = Mark(len(operations), self._view(hidden))
+                continue
             kind, arguments = self._made(operation)
             self._kept.append(arguments)
-            self._operations[index] = structs.Operation(
-                kind,
-                ctypes.cast(ctypes.pointer(arguments), ctypes.c_void_p),
-                *(operation.neurons or (-1, 0)),
-            )
-        self._logits = self._view(listing.logits)
+            pointer = ctypes.cast(ctypes.pointer(arguments), ctypes.c_void_p)
+            operations.append(structs.Operation(kind, pointer, *(operation.neurons or (-1, 0))))
+        self._operations = (structs.Operation * len(operations))(*operations)
+        self._logits = None if listing.logits is None else self._view(listing.logits)
         self._valid = torch.empty(0, dtype=torch.uint8)
 
-    def step(
-        self,
-        slots: Mapping[int, Slot],
-        pads: Tensor,
-        at: int,
-        tokens: Tensor,
-        used: Mapping[int, Used] | None = None,
+    def step(self, bound: "Bound", tokens: Tensor) -> Tensor:
+        """Logits [B, V] after `tokens` [B, Q]."""
+        self._enter(bound, tokens)
+        self._go(bound, 0, len(self._operations))
+        return self._taken(self._logits)
+
+    def walk(
+        self, bound: "Bound", tokens: Tensor, hidden: Tensor | None, first: int, last: int | None
     ) -> Tensor:
-        """Logits [B, V] after `tokens` [B] at column `at`; `used`: neurons by layer."""
-        self._inputs["tokens"][:, 0] = tokens
-        self._inputs["positions"][:, 0] = at - pads
-        table = slot_table(slots)
-        room = self.batch * max((slot.size for slot in slots.values()), default=0)
+        """The stretch from place `first` to `last`, or to the logits.
+
+        `hidden` [B, Q, d] enters it, or at the first place the embedding of `tokens` [B, Q]. Returns
+        the hidden state [B, Q, d] at the last place, or the logits [B, V].
+        """
+        self._enter(bound, tokens)
+        start = 0
+        if hidden is not None:
+            self._go(bound, 0, self._marks[0].at - 1)  # what every stretch may read: positions
+            self._marks[first].hidden.copy_(hidden)
+            start = self._marks[first].at
+        self._go(bound, start, len(self._operations) if last is None else self._marks[last].at)
+        return self._taken(self._logits if last is None else self._marks[last].hidden)
+
+    def project(self, bound: "Bound", hidden: Tensor, first: int) -> None:
+        """Store keys and values of `hidden` [B, Q, d] at every layer from `first` on."""
+        self._enter(bound, self._inputs[TOKENS])
+        places = sorted(self._marks)
+        to = next((place for place in places if place >= first), None)
+        if to is None:
+            return
+        self._inputs[HIDDEN].copy_(hidden)
+        self._go(bound, 0, self._marks[places[0]].at - 1)
+        self._go(bound, self._marks[to].at - 1, len(self._operations))
+
+    def _enter(self, bound: "Bound", tokens: Tensor) -> None:
+        self._inputs[TOKENS].copy_(tokens)
+        columns = torch.arange(bound.at, bound.at + self.queries)
+        torch.sub(columns, bound.pads[:, None], out=self._inputs[POSITIONS])
+        room = self.batch * self.queries * bound.slots.largest
         if self._valid.numel() < room:
             self._valid = torch.empty(room, dtype=torch.uint8)
+
+    def _go(self, bound: "Bound", first: int, last: int) -> None:
+        """Run operations `first` to `last` (exclusive)."""
         context = structs.Context(
-            table,
-            used_table(used or {}),
-            pads.data_ptr(),
+            bound.slots.places,
+            used_table(bound.used),
+            bound.pads.data_ptr(),
             self._valid.data_ptr(),
-            at,
+            bound.at,
+            self.queries,
             self._threads,
             -1,
         )
-        failed = self._run(self._operations, 0, len(self._operations), ctypes.byref(context))
+        failed = self._run(self._operations, first, last, ctypes.byref(context))
         if failed == 1:
             raise RequestError("tokens: one is outside the model's vocabulary or context.")
         if failed:
             raise MemoryError("the decode step found no memory to work in")
+
+    def _taken(self, held: Tensor | None) -> Tensor:
+        """A copy of what the arena holds."""
+        assert held is not None
         # Not torch's copy, whose threads would be in the way of the next step (engine/quiet.py).
-        logits = torch.empty_like(self._logits)
-        ctypes.memmove(logits.data_ptr(), self._logits.data_ptr(), logits.nbytes)
-        return logits
+        taken = torch.empty_like(held)
+        ctypes.memmove(taken.data_ptr(), held.data_ptr(), taken.nbytes)
+        return taken
 
     def _address(self, operand: Operand | None) -> int | None:
         if operand is None:
@@ -208,34 +280,17 @@ class Program:
         scale: float,
         softcap: float,
     ) -> tuple[int, Any]:
-        batch, heads, _, width = q.shape
-        kv_heads, wide = k.shape[1], v.shape[3]
-        size = _TYPES[q.dtype].itemsize
-        made = structs.Slot(slot)
-        for name, fresh in (("stored_keys", k), ("stored_values", v)):
-            setattr(
-                made,
-                name,
-                structs.Store(
-                    fresh=self._address(fresh),
-                    b=batch,
-                    h=kv_heads,
-                    q=1,
-                    bytes=fresh.shape[3] * size,
-                    fresh_b=fresh.strides[0] * size,
-                    fresh_h=fresh.strides[1] * size,
-                    fresh_q=fresh.strides[2] * size,
-                ),
-            )
+        batch, heads, queries, width = q.shape
+        made = self._stored(k, v, slot)
         made.attended = structs.Attend(
             q=self._address(q),
             out=self._address(out),
             b=batch,
             hq=heads,
-            hk=kv_heads,
-            q_count=1,
+            hk=k.shape[1],
+            q_count=queries,
             d=width,
-            dv=wide,
+            dv=v.shape[3],
             q_b=q.strides[0],
             q_h=q.strides[1],
             q_q=q.strides[2],
@@ -246,15 +301,28 @@ class Program:
         )
         return structs.SLOT, made
 
+    def _store(self, k: Operand, v: Operand, *, slot: int) -> tuple[int, Any]:
+        return structs.STORE, self._stored(k, v, slot)
 
-def slot_table(slots: Mapping[int, Slot]) -> Any:
-    """The slots' addresses by cache index."""
-    table = (structs.SlotPlace * (max(slots, default=0) + 1))()
-    for index, slot in slots.items():
-        table[index] = structs.SlotPlace(slot.keys.data_ptr(), slot.values.data_ptr(), slot.size)
-    return table
+    def _stored(self, k: Operand, v: Operand, slot: int) -> structs.Slot:
+        made = structs.Slot(slot)
+        size = _TYPES[k.dtype].itemsize
+        for name, fresh in (("stored_keys", k), ("stored_values", v)):
+            batch, heads, queries, width = fresh.shape
+            store = structs.Store(
+                fresh=self._address(fresh),
+                b=batch,
+                h=heads,
+                q=queries,
+                bytes=width * size,
+                fresh_b=fresh.strides[0] * size,
+                fresh_h=fresh.strides[1] * size,
+                fresh_q=fresh.strides[2] * size,
+            )
+            setattr(made, name, store)
+        return made
 
 
-def fits(batch: int) -> bool:
-    """Whether the native products take a batch of this size."""
-    return batch <= MOST_ROWS
+def fits(rows: int) -> bool:
+    """Whether the native products take so many rows: sequences times columns."""
+    return rows <= MOST_ROWS

@@ -1,8 +1,7 @@
 """One decode step of a model as a list of ATen operations, read off the model's own code.
 
 The code is run once on tensors without storage and every operation it asks of torch is noted, with
-its arguments and results. Attention appears as one operation a slot, since the slots belong to the
-request and are only known when the step runs.
+its arguments and results.
 """
 
 from collections.abc import Mapping
@@ -14,75 +13,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from skimp.engine import shadow
+from skimp.engine import gates, shadow
 from skimp.engine.probing import keeps_logits
+from skimp.engine.program import naming
 from skimp.engine.program.listing import NotLowered
-from skimp.engine.slots import Entry, Pass, SlotCache, SlotShape
-from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, guided
+from skimp.engine.slots import Pass, SlotCache, SlotShape
+from skimp.methods.experts.modules import guided
 
-TOKENS, POSITIONS = "tokens", "positions"
-
-_library = torch.library.Library("skimp_program", "DEF")
-_library.define(
-    "attend(Tensor query, Tensor keys, Tensor values, Tensor? sinks, int slot, float scale, "
-    "float softcap) -> Tensor"
-)
-
-
-@torch.library.register_fake("skimp_program::attend", lib=_library)
-def _(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    sinks: Tensor | None,
-    slot: int,
-    scale: float,
-    softcap: float,
-) -> Tensor:
-    batch, heads, queries, _ = query.shape
-    return query.new_empty(batch, queries, heads, values.shape[3])
-
-
-_library.define("neurons_in(Tensor x, Tensor weight, Tensor? bias, int layer) -> Tensor")
-_library.define("neurons_out(Tensor h, Tensor weight, Tensor? bias, int layer) -> Tensor")
-
-
-@torch.library.register_fake("skimp_program::neurons_in", lib=_library)
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, layer: int) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-@torch.library.register_fake("skimp_program::neurons_out", lib=_library)
-def _(h: Tensor, weight: Tensor, bias: Tensor | None, layer: int) -> Tensor:
-    return h.new_empty(*h.shape[:-1], weight.shape[1])
-
-
-class _Naming:
-    """Notes the maps of an FF whose neurons are the request's as what they are."""
-
-    def enter(self, module: NeuronsIn, x: Tensor) -> Tensor:
-        if module.fused:
-            raise NotLowered("gate and up in one matrix, of which a plan keeps some neurons")
-        ops = torch.ops.skimp_program
-        return ops.neurons_in(x, module.weight, module.bias, module.layer)
-
-    def leave(self, module: NeuronsOut, h: Tensor) -> Tensor:
-        ops = torch.ops.skimp_program
-        return ops.neurons_out(h, module.weight, module.bias, module.layer)
-
-
-@dataclass(frozen=True)
-class _NamedSlot:
-    """Stands for a slot by its index."""
-
-    index: int
-
-    def attend(
-        self, query: Tensor, entry: Entry, scale: float, softcap: float, sinks: Tensor | None
-    ) -> Tensor:
-        return torch.ops.skimp_program.attend(
-            query, entry.keys, entry.values, sinks, self.index, scale, softcap
-        )
+TOKENS, POSITIONS, HIDDEN = "tokens", "positions", "hidden"
 
 
 @dataclass(frozen=True)
@@ -97,15 +35,21 @@ class Call:
 
 @dataclass(frozen=True)
 class Captured:
-    """A decode step: `inputs` are weights and buffers by path, and what changes from step to step.
+    """A decode step: `inputs` are what changes from step to step, `weights` and buffers by path.
 
-    A tensor of a call is known by its storage, which an input, or the first call that made it,
-    brought in.
+    A tensor of a call is known by its storage, which an input, a weight, or the first call that made
+    it, brought in. A step that only stores keys and values has no `logits`.
     """
 
     inputs: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
     calls: tuple[Call, ...]
-    logits: Tensor
+    logits: Tensor | None
+
+    @property
+    def given(self) -> Mapping[str, Tensor]:
+        """Inputs and weights."""
+        return {**self.weights, **self.inputs}
 
 
 class _Tape(TorchDispatchMode):
@@ -130,47 +74,89 @@ class _Tape(TorchDispatchMode):
         return result
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The step that is to be captured: `queries` columns of each of `batch` sequences.
+
+    At `places` it can be entered and left; place i is before layer i, and where there are any, 0
+    and the one behind the last layer are among them. `projects`, the layers with an attention, are
+    given where it is to do nothing but to store one hidden state's keys and values at each of them.
+    """
+
+    batch: int
+    queries: int = 1
+    places: frozenset[int] = frozenset()
+    projects: frozenset[int] | None = None
+
+
 # In inference mode torch hands on whole functions instead of the operations they are made of.
 @torch.inference_mode(False)
 @torch.no_grad()
-def capture(model: Any, shapes: Mapping[int, SlotShape], batch: int) -> Captured:
-    """The decode step of a slot model for `batch` sequences: tokens, positions [B, 1] -> [B, V].
+def capture(model: Any, shapes: Mapping[int, SlotShape], step: Shape) -> Captured:
+    """The decode step of a slot model: tokens, positions [B, Q] -> logits [B, V] of the last column.
 
     Raises:
         NotLowered: the model's code asks for values while it is read.
     """
     meta = shadow.on_meta(model)
-    tokens, positions = (torch.zeros(batch, 1, dtype=torch.long, device="meta") for _ in range(2))
+    weights = {**dict(meta.named_parameters()), **dict(meta.named_buffers())}
+    columns = step.batch, step.queries
     inputs = {
-        **dict(meta.named_parameters()),
-        **dict(meta.named_buffers()),
-        TOKENS: tokens,
-        POSITIONS: positions,
+        name: torch.zeros(columns, dtype=torch.long, device="meta") for name in (TOKENS, POSITIONS)
     }
-    run = Pass(torch.zeros(batch, dtype=torch.long, device="meta"), padded=True, queries=1, start=0)
-    slots = {index: _NamedSlot(index) for index in shapes}
+    stored: list[Tensor] = []
+    if step.projects is None:
+        guide: Any = naming.Marking(step.places)
+    else:
+        width = meta.config.get_text_config().hidden_size
+        inputs[HIDDEN] = next(meta.parameters()).new_zeros(*columns, width)
+        guide = naming.Projecting(inputs[HIDDEN], step.projects)
+    pads = torch.zeros(step.batch, dtype=torch.long, device="meta")
+    run = Pass(pads, padded=True, queries=step.queries, start=0, storing=step.projects is not None)
+    slots = {index: naming.NamedSlot(index, stored) for index in shapes}
     last = {"logits_to_keep": 1} if keeps_logits(meta) else {}
-    with guided(_Naming()), _Tape() as tape:
+    with guided(naming.Naming()), gates.guided(guide), _Tape() as tape:
         output = meta(
-            input_ids=tokens,
-            position_ids=positions,
+            input_ids=inputs[TOKENS],
+            position_ids=inputs[POSITIONS],
             past_key_values=SlotCache(slots, run),
             use_cache=True,
             **last,
         )
-        logits = output.logits[:, -1]
-    return Captured(inputs, tuple(_needed(tape.calls, logits)), logits)
+        logits = None if stored else output.logits[:, -1]
+    calls = _needed(tape.calls, stored if logits is None else [logits])
+    _check_marks(calls, {**weights, **inputs})
+    return Captured(inputs, weights, tuple(calls), logits)
 
 
-def _needed(calls: list[Call], logits: Tensor) -> list[Call]:
-    """The calls that the logits hang on, in order."""
-    wanted = {storage_key(logits)}
+def _needed(calls: list[Call], results: list[Tensor]) -> list[Call]:
+    """The calls that the results hang on, in order."""
+    wanted = {storage_key(result) for result in results}
     kept = []
     for call in reversed(calls):
         if any(storage_key(tensor) in wanted for tensor in tensors(call.result)):
             kept.append(call)
             wanted.update(storage_key(t) for t in tensors((call.args, call.kwargs)))
     return kept[::-1]
+
+
+def _check_marks(calls: list[Call], given: Mapping[str, Tensor]) -> None:
+    """Raise NotLowered if a stretch reads what another than the first made.
+
+    Else it could not be run without that one, from its hidden state alone.
+    """
+    made = dict.fromkeys((storage_key(tensor) for tensor in given.values()), 0)
+    stretch = 0
+    for call in calls:
+        marks = call.target is torch.ops.skimp_program.mark.default
+        if not marks and any(
+            made.get(storage_key(t), 0) not in (0, stretch)
+            for t in tensors((call.args, call.kwargs))
+        ):
+            raise NotLowered("values that pass by the residual stream from layer to layer")
+        stretch += marks
+        for tensor in tensors(call.result):
+            made.setdefault(storage_key(tensor), stretch)
 
 
 def tensors(tree: Any) -> list[Tensor]:

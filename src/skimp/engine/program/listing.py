@@ -3,6 +3,7 @@
 Nothing in it is code or an address; :mod:`skimp.engine.program.bind` makes it run.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,9 +56,14 @@ class Operation:
 
 @dataclass(frozen=True)
 class Listing:
-    """A whole decode step for `batch` sequences, with the size of the arena it works in."""
+    """A whole decode step, with the size of the arena it works in.
 
-    batch: int
+    `inputs`: what changes from step to step, tokens [B, Q] among it. An operation "mark" does
+    nothing: it says where the hidden state of a place stands, once it has come that far. `logits`:
+    none, where the step only stores keys and values.
+    """
+
+    inputs: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     arena: int
     operations: tuple[Operation, ...]
-    logits: Operand
+    logits: Operand | None

@@ -13,8 +13,6 @@ from torch import Tensor
 from skimp.engine.program import siblings
 from skimp.engine.program.arena import Arena
 from skimp.engine.program.capture import (
-    POSITIONS,
-    TOKENS,
     Call,
     Captured,
     storage_key,
@@ -33,14 +31,14 @@ from skimp.engine.program.listing import (
 )
 
 
-def lower(captured: Captured, batch: int) -> Listing:
+def lower(captured: Captured) -> Listing:
     """The listing of a captured decode step.
 
     Raises:
         NotLowered: it holds an operation, a type or a layout that the program does not know.
     """
     lowering = Lowering(captured)
-    return lowering.run(batch)
+    return lowering.run()
 
 
 class Lowering:
@@ -53,24 +51,26 @@ class Lowering:
         self._places: dict[int, tuple[str, str, int]] = {}  # storage -> base, name, offset
         self._thin: dict[int, tuple[int, int]] = {}  # storage -> layer and width of its neurons
         self._held: list[Tensor] = []  # so that no storage's key is given out twice
-        for name, tensor in captured.inputs.items():
-            base = INPUT if name in (TOKENS, POSITIONS) else WEIGHT
-            self._places[storage_key(tensor)] = (base, name, 0)
+        for base, tensors_of in ((WEIGHT, captured.weights), (INPUT, captured.inputs)):
+            for name, tensor in tensors_of.items():
+                self._places[storage_key(tensor)] = (base, name, 0)
 
-    def run(self, batch: int) -> Listing:
-        given = {storage_key(tensor) for tensor in self.captured.inputs.values()}
+    def run(self) -> Listing:
+        given = set(self._places)
         calls = siblings.together(self.captured.calls, given)
         last = {storage_key(t): i for i, call in enumerate(calls) for t in _touched(call)}
-        last[storage_key(self.captured.logits)] = len(calls)
+        wanted = self.captured.logits
+        if wanted is not None:
+            last[storage_key(wanted)] = len(calls)
         for index, call in enumerate(calls):
             self._lower(call)
             for key, tensor in {storage_key(t): t for t in _touched(call)}.items():
                 base, _, offset = self._places.get(key, (None, "", 0))
                 if base == ARENA and last[key] == index:
                     self.arena.give(offset, _bytes(tensor))
-        logits, _ = self.contiguous(self.captured.logits)
-        operations = tuple(siblings.merged(self.operations))
-        return Listing(batch, self.arena.size, operations, self.operand(logits))
+        logits = None if wanted is None else self.operand(self.contiguous(wanted)[0])
+        inputs = {name: (tuple(t.shape), t.dtype) for name, t in self.captured.inputs.items()}
+        return Listing(inputs, self.arena.size, tuple(siblings.merged(self.operations)), logits)
 
     def _lower(self, call: Call) -> None:
         from skimp.engine.program.operations import LOWERED

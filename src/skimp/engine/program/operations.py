@@ -114,6 +114,22 @@ def _addmm(
         lowering.drop(taken)
 
 
+def _bmm(lowering: Lowering, out: Tensor, x: Tensor, y: Tensor) -> None:
+    """Outer products, as rotary embeddings take them of frequencies and positions.
+
+    Or one matrix for the whole batch: so torch takes a linear layer of a strided input.
+    """
+    if x.shape[2] == 1:
+        lowering.map("mul", out, x, y)
+    elif len(y) == 1 or y.stride(0) == 0:
+        taken, copied = lowering.contiguous(x)
+        _addmm(lowering, out.flatten(0, 1), None, taken.flatten(0, 1), y[0])
+        if copied:
+            lowering.drop(taken)
+    else:
+        raise NotLowered("matrix products of activations")
+
+
 def _neurons_in(
     lowering: Lowering, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, layer: int
 ) -> None:
@@ -175,6 +191,19 @@ def _attend(
             lowering.drop(tensor)
 
 
+def _store(lowering: Lowering, out: Tensor, keys: Tensor, values: Tensor, slot: int) -> None:
+    made = [lowering.contiguous(t) if t.stride(-1) != 1 else (t, False) for t in (keys, values)]
+    lowering.emit("store", *(t for t, _ in made), slot=slot)
+    for tensor, copied in made:
+        if copied:
+            lowering.drop(tensor)
+
+
+def _mark(lowering: Lowering, out: Tensor, hidden: Tensor, place: int) -> None:
+    lowering.map("copy", out, hidden)
+    lowering.emit("mark", out, place=place)
+
+
 LOWERED: dict[Any, Handler] = {
     aten._to_copy.default: _unary("copy"),
     aten.zeros_like.default: _zeros,
@@ -204,9 +233,12 @@ LOWERED: dict[Any, Handler] = {
     aten.stack.default: _stack,
     aten.embedding.default: _embedding,
     aten.mm.default: _mm,
+    aten.bmm.default: _bmm,
     aten.addmm.default: _addmm,
     aten.native_layer_norm.default: _layer_norm,
     torch.ops.skimp_program.attend.default: _attend,
+    torch.ops.skimp_program.store.default: _store,
+    torch.ops.skimp_program.mark.default: _mark,
     torch.ops.skimp_program.neurons_in.default: _neurons_in,
     torch.ops.skimp_program.neurons_out.default: _neurons_out,
 }

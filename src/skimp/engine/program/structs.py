@@ -146,12 +146,13 @@ class Context(Structure):
         ("pads", c_void_p),
         ("valid", c_void_p),
         ("at", c_int64),
+        ("queries", c_int64),
         ("threads", c_int64),
         ("sized", c_int64),
     ]
 
 
-LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT, MASK = range(8)
+LINEAR, NEURONS, MAP, REDUCE, LAYER_NORM, GATHER, SLOT, STORE, MASK = range(9)
 
 
 def run_function(handle: ctypes.CDLL) -> Any:
