@@ -86,7 +86,7 @@ def test_a_bar_never_reached_is_the_dense_model(model: nn.Module, probed: Sample
 
 def test_families_without_a_final_norm_are_refused(model: nn.Module, sample: Sample) -> None:
     if sample.name in REFUSED:
-        with pytest.raises(PlanError, match="exit: .* no layer of it can be probed"):
+        with pytest.raises(PlanError, match=r"exit: .* no layer of it can be probed"):
             Engine(model, exits(model))
     else:
         assert Engine(model, exits(model)).exits is not None
@@ -246,9 +246,9 @@ def test_composes_with_experts(model: nn.Module, probed: Sample, refresh: int, f
             decode_by(alone, "torch", patch)
             _, wanted = whole(alone)
             with scripted(engine, depths):
-                logits, state = engine.prefill(prompts(BATCH, CUT), BATCH.length - CUT + 1)
+                _logits, state = engine.prefill(prompts(BATCH, CUT), BATCH.length - CUT + 1)
                 for column in range(CUT, BATCH.length):
-                    logits = engine.decode(state, BATCH.ids[:, column])
+                    engine.decode(state, BATCH.ids[:, column])
                 engine.settle(state)
         pairs = zip(cache_tensors(state.cache), cache_tensors(wanted.cache), strict=True)
         for ours, theirs in pairs:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from skimp.engine import experts, gates, hugging, limits, native, shadow
 from skimp.engine.attention import Unsupported
 from skimp.engine.compiled import CompiledRunner
+from skimp.engine.exits import Exits
 from skimp.engine.generation import Answer, Generation, Request, Timing
 from skimp.engine.native import NativeRunner
 from skimp.engine.probing import slot_shapes
-from skimp.engine.exits import Exits
 from skimp.engine.runners import PlainRunner, Runner, SlotRunner, pad_left
 from skimp.engine.sampling import Sampling
 from skimp.engine.state import State

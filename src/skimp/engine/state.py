@@ -14,8 +14,8 @@ class State:
     `length`: columns so far, padding included. `capacity`: columns there is room for. `experts`:
     what its prompts showed of the neurons (engine/experts.py), where the plan keeps some of them.
     `exits`: what its last tokens have yet to be run through (engine/exits.py), where they may leave
-    early. `idle` [B]: the sequences that have ended, which nobody listens to. `table`: the addresses
-    of the cache, once native steps have asked for them.
+    early. `idle` [B]: the sequences that have ended, which nobody listens to. `table`: the
+    addresses of the cache, once native steps have asked for them.
     """
 
     cache: Any

@@ -17,8 +17,8 @@ from torch import nn
 
 import skimp
 from skimp.errors import PlanError, SkimpError
-from skimp.methods.experts.section import by_prompt
 from skimp.methods.exit.section import by_exit
+from skimp.methods.experts.section import by_prompt
 from skimp.models import carve
 from skimp.plan import PLAN_FILE, Plan
 

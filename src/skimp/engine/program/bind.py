@@ -107,8 +107,8 @@ class Program:
     ) -> Tensor:
         """The stretch from place `first` to `last`, or to the logits.
 
-        `hidden` [B, Q, d] enters it, or at the first place the embedding of `tokens` [B, Q]. Returns
-        the hidden state [B, Q, d] at the last place, or the logits [B, V].
+        `hidden` [B, Q, d] enters it, or at the first place the embedding of `tokens` [B, Q].
+        Returns the hidden state [B, Q, d] at the last place, or the logits [B, V].
         """
         self._enter(bound, tokens)
         start = 0

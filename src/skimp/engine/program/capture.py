@@ -37,8 +37,8 @@ class Call:
 class Captured:
     """A decode step: `inputs` are what changes from step to step, `weights` and buffers by path.
 
-    A tensor of a call is known by its storage, which an input, a weight, or the first call that made
-    it, brought in. A step that only stores keys and values has no `logits`.
+    A tensor of a call is known by its storage, which an input, a weight, or the first call that
+    made it, brought in. A step that only stores keys and values has no `logits`.
     """
 
     inputs: Mapping[str, Tensor]
@@ -93,7 +93,7 @@ class Shape:
 @torch.inference_mode(False)
 @torch.no_grad()
 def capture(model: Any, shapes: Mapping[int, SlotShape], step: Shape) -> Captured:
-    """The decode step of a slot model: tokens, positions [B, Q] -> logits [B, V] of the last column.
+    """The decode step of a slot model: tokens, positions [B, Q] -> the last column's logits [B, V].
 
     Raises:
         NotLowered: the model's code asks for values while it is read.
