@@ -32,6 +32,8 @@ class NativeRunner(SlotRunner):
         refused: why a batch is decoded by torch after all, by batch size.
     """
 
+    gathers = False  # the program reads rows where they lie at the rate of a run
+
     def __init__(self, model: Any, shapes: dict[int, SlotShape]) -> None:
         super().__init__(model, shapes)
         self.refused: dict[int, str] = {}

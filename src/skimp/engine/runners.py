@@ -13,7 +13,17 @@ from skimp.engine.state import State
 
 
 class Runner(Protocol):
-    """Runs a model; everything about a request is in its state."""
+    """Runs a model; everything about a request is in its state.
+
+    Attributes:
+        gathers: whether a decode step may as well read copies of the weights of experts.
+        fixed: whether every decode step of a batch must have the same shapes, whatever was chosen.
+        records: whether its decode steps run from a graph that a GPU recorded.
+    """
+
+    gathers: bool
+    fixed: bool
+    records: bool
 
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty store for `batch` sequences of at most `capacity` columns."""
@@ -39,8 +49,12 @@ class Runner(Protocol):
 class SlotRunner:
     """Runs a shadow whose attention goes through slots."""
 
+    gathers = True
+    fixed = False
+    records = False
+
     def __init__(self, model: Any, shapes: Mapping[int, SlotShape]) -> None:
-        self.model = model
+        self.model = self.decoder = model
         self.shapes = shapes
         self.like = next(model.parameters())
 
@@ -68,11 +82,15 @@ class SlotRunner:
     def step(self, slots: Mapping[int, Slot], pads: Tensor, at: Tensor, tokens: Tensor) -> Tensor:
         """A decode step as a function of tensors alone, so that it can be compiled."""
         run = Pass(pads, padded=True, queries=1, at=at)
-        return forward(self.model, SlotCache(slots, run), run, tokens[:, None])
+        return forward(self.decoder, SlotCache(slots, run), run, tokens[:, None])
 
 
 class PlainRunner:
     """Runs a planned model with transformers' own cache and attention, whatever they do."""
+
+    gathers = True
+    fixed = False
+    records = False
 
     def __init__(self, model: Any, kv_bytes_per_token: int) -> None:
         self.model = model
