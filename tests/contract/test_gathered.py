@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from skimp.engine import Engine
 from skimp.engine.compiled import CompiledRunner
+from skimp.engine.runners import SlotRunner
 from skimp.engine.ways import Asked
 from skimp.plan import Plan
 
@@ -25,6 +26,7 @@ def eager(model: nn.Module, plan: Plan, experts: Asked = "gathered") -> Engine:
 
 def compiled(model: nn.Module, plan: Plan, experts: Asked = "gathered") -> Engine:
     engine = eager(model, plan, experts)
+    assert isinstance(engine.runner, SlotRunner)
     engine.runner = CompiledRunner(engine.model, engine.runner.shapes, backend="eager")
     return engine
 
