@@ -6,8 +6,8 @@ The published way of GRIFFIN is rebuilt here on transformers: after the prompt t
 copied into new linear layers, which stand beside the dense ones, and the model's own code decodes
 with `DynamicCache`. All sides read one prompt, then take turns of a few decode steps each.
 
-With `--decode eager` (or compiled) torch decodes: from rows in place, from the engine's buffers, into
-which the kept rows are gathered once a prompt, and by what `auto` decided.
+With `--decode eager` (or compiled) torch decodes: from rows in place, from the engine's buffers,
+into which the kept rows are gathered once a prompt, and by what `auto` decided.
 """
 
 import time

@@ -76,14 +76,15 @@ def test_sequences_with_experts_of_their_own_are_read_in_place(
 def test_interleaved_requests_share_nothing(model: nn.Module, thin: Sample, refresh: int) -> None:
     """Law 4: one set of buffers serves them in turn, each with its own experts."""
     plan = planned(model, experts={"keep": 0.5, "refresh": refresh})
-    engine = eager(model, plan)
     rows = prompts(BATCH, CUT + 3)[:2]
 
     def steps(prompt: list[int]) -> list[Tensor]:
+        engine = eager(model, plan)  # with buffers that held nobody's
         logits, state = engine.prefill([prompt], 5)
         return [logits, *(engine.decode(state, torch.tensor([t])) for t in (5, 6, 7, 8))]
 
     apart = [steps(row) for row in rows]
+    engine = eager(model, plan)
     states = [engine.prefill([row], 5) for row in rows]
     together = [[logits] for logits, _ in states]
     for token in (5, 6, 7, 8):
