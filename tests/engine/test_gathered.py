@@ -8,7 +8,7 @@ import torch
 from tests.engine.test_memory import alive, built, gpt2, llama, stored
 from torch import Tensor, nn
 
-from skimp.engine import Engine, ways
+from skimp.engine import Engine, gathered, ways
 from skimp.engine.experts import Desk
 from skimp.engine.gathered import Copies, bytes_of
 from skimp.engine.guides import Gathered, InPlace
@@ -93,7 +93,8 @@ def test_the_buffers_hold_the_rows_of_who_decoded_last() -> None:
 
 def test_rows_are_copied_once_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, taken = engine_of(refresh=2), []
-    monkeypatch.setattr("skimp.engine.gathered._copy", lambda *args: taken.append(args))
+    inner = gathered._copy
+    monkeypatch.setattr(gathered, "_copy", lambda *args: taken.append(inner(*args)))
     engine.generate([[1, 2, 3]], 3)  # two steps, on one choice
     assert len(taken) == 6 * 3
     engine.generate([[1, 2, 3]], 6)  # the third step of five reads all; a new choice follows
