@@ -5,10 +5,13 @@
 The published way of GRIFFIN is rebuilt here on transformers: after the prompt the chosen rows are
 copied into new linear layers, which stand beside the dense ones, and the model's own code decodes
 with `DynamicCache`. All sides read one prompt, then take turns of a few decode steps each.
+
+With `--decode eager` (or compiled) torch decodes: from rows in place, from the engine's buffers,
+into which the kept rows are gathered once a prompt, and by what `auto` decided.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Protocol
@@ -22,6 +25,8 @@ import skimp
 from skimp import kernels
 from skimp.cli import output
 from skimp.engine import Engine
+from skimp.engine.engine import Decode
+from skimp.engine.ways import Asked
 from skimp.measure.cost import byte_bound
 from skimp.measure.machine import identity
 from skimp.measure.statistics import median_interval
@@ -88,14 +93,15 @@ class Skimp:
         self._token = self.engine.decode(self.state, self._token).argmax(-1)
 
     def carried_bytes(self) -> int:
-        """What the request carries for its experts."""
+        """What the request carries for its experts, and the buffers of copies, if any."""
         carried: Any = self.state.experts
         if carried is None:
             return 0
+        way = self.engine.experts_way(len(self.ids))
         held = [*carried.sums.values(), *carried.totals.values(), carried.counts]
         for chosen in carried.chosen.values():
             held += [t for t in (chosen.rows, chosen.mask, chosen.fill) if t is not None]
-        return sum(tensor.nbytes for tensor in held)
+        return sum(tensor.nbytes for tensor in held) + (way.bytes if way else 0)
 
 
 class Copying:
@@ -157,6 +163,7 @@ def main(
     batch: Annotated[int, typer.Option(min=2, max=16)] = 8,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     turns: Annotated[int, typer.Option(min=6)] = 24,
+    decode: Annotated[Decode, typer.Option()] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE")] = None,
 ) -> None:
     """Time experts at batch 1 and in a batch; print what they win and what they cost."""
@@ -173,10 +180,15 @@ def main(
             new = (1 + turns) * _STEPS + 1
             plans = {"experts": {"keep": keep}}
             plans |= {"shared": {"keep": keep, "batch": "shared"}} if size > 1 else {}
-            engines = {
-                n: Engine(loaded, empty.with_section("experts", s)) for n, s in plans.items()
-            }
-            engines = {"dense": Engine(loaded), **engines}
+            engines = {"dense": Engine(loaded, decode=decode)}
+            for name, section in plans.items():
+                plan = empty.with_section("experts", section)
+                by_torch = decode in ("eager", "compiled")
+                way: Asked = "in place" if by_torch else "auto"
+                engines[name] = Engine(loaded, plan, decode=decode, experts=way)
+                if by_torch and (size == 1 or name == "shared"):
+                    engines["gathered"] = Engine(loaded, plan, decode=decode, experts="gathered")
+                    engines["auto"] = Engine(loaded, plan, decode=decode)
             sides: dict[str, Any] = {n: Skimp(e, ids, new) for n, e in engines.items()}
             for turn in range(_READS if size == 1 else 1):
                 for each in list(sides.values())[:: -1 if turn % 2 else 1]:
@@ -196,6 +208,7 @@ def main(
         "keep": keep,
         "threads": threads,
         "turns": turns,
+        "decode": decode,
         "rows": rows,
     }
     output.console().print(_table(document))
@@ -235,6 +248,8 @@ def _row(
     if name in engines:
         weights = sum(p.nbytes for p in engines[name].model.parameters())
         made["bound"] = byte_bound(engines["dense"].anatomy, engines[name].anatomy, work)
+        decided = engines[name].experts_way(work.batch)
+        made["decided"] = None if decided is None else asdict(decided)
         made["extra_memory"] = side.carried_bytes() / weights
         chosen = side.state.experts.chosen
         widths = {layer: total.shape[1] for layer, total in side.state.experts.sums.items()}

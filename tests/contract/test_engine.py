@@ -14,6 +14,7 @@ import skimp
 from skimp.engine import Engine, State
 from skimp.engine.compiled import CompiledRunner
 from skimp.engine.native import NativeRunner
+from skimp.engine.program.capture import Shape
 from skimp.engine.runners import cache_tensors
 from skimp.measure.cost import kv_bytes
 from skimp.models.anatomy import Anatomy
@@ -230,7 +231,7 @@ def test_long_answers_come_to_the_program(
     wanted = engine.generate([[5, 6, 7]], 8)
     monkeypatch.setattr("skimp.engine.native._PATIENCE", 1e-9)
     assert engine.generate([[5, 6, 7]], 8) == wanted
-    assert engine.runner.program(1) is not None
+    assert engine.runner.program(Shape(1)) is not None
 
 
 def test_fifty_prompts_one_program(model: nn.Module, sample: Sample) -> None:
@@ -240,9 +241,9 @@ def test_fifty_prompts_one_program(model: nn.Module, sample: Sample) -> None:
     engine = Engine(model)
     engine.warm_up(1)
     assert isinstance(engine.runner, NativeRunner)
-    program = engine.runner.program(1)
+    program = engine.runner.program(Shape(1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("skimp.engine.native.capture", None)  # would raise if it were called
         for length in range(1, 51):
             engine.generate([[1 + length % 5] * length], 1 + length % 4 * 9)
-    assert engine.runner.program(1) is program
+    assert engine.runner.program(Shape(1)) is program

@@ -9,16 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from skimp.engine import experts, gates, hugging, limits, native, shadow
+from skimp.engine import gates, hugging, limits, native, shadow
 from skimp.engine.attention import Unsupported
 from skimp.engine.compiled import CompiledRunner
 from skimp.engine.exits import Exits
+from skimp.engine.experts import Desk
 from skimp.engine.generation import Answer, Generation, Request, Timing
 from skimp.engine.native import NativeRunner
 from skimp.engine.probing import slot_shapes
 from skimp.engine.runners import PlainRunner, Runner, SlotRunner, pad_left
 from skimp.engine.sampling import Sampling
 from skimp.engine.state import State
+from skimp.engine.ways import ASKED, Asked, Way
 from skimp.errors import RequestError
 from skimp.kernels.native import MOST_ROWS
 from skimp.methods.apply import apply
@@ -61,7 +63,9 @@ class Engine:
 
     `decode` says how tokens are decoded: "native" (a C program read off the model's own code; CPUs
     only), "compiled" (torch.compile, CUDA graphs on a GPU), "eager" (torch, one operation at a
-    time), or "auto", what suits the device.
+    time), or "auto", what suits the device. `experts` says how torch decodes where prompts choose
+    neurons: by their weights "in place", by copies "gathered" into buffers, or "auto", whichever is
+    measured to be quicker; the C program reads them in place.
 
     Attributes:
         model: the planned model the engine runs.
@@ -71,17 +75,26 @@ class Engine:
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan | None = None, *, decode: Decode = "auto"
+        self,
+        model: nn.Module,
+        plan: Plan | None = None,
+        *,
+        decode: Decode = "auto",
+        experts: Asked = "auto",
     ) -> None:
         if decode != "auto" and decode not in _KINDS:
             raise RequestError(
                 f"decode: {decode!r} is no way of decoding; use auto, {', '.join(_KINDS)}."
             )
+        if experts not in ASKED:
+            raise RequestError(
+                f"experts: {experts!r} is no way to read weights; use {', '.join(ASKED)}."
+            )
         self.model: Any = shadow.shadow(model)
         if plan is not None:
             apply(self.model, plan)
         section = by_prompt(plan)
-        self._desk = experts.Desk(self.model, section) if section else None
+        self._desk = Desk(self.model, section, experts) if section else None
         self.anatomy = Anatomy.of(self.model)
         self.exits = _exits(self.model, self.anatomy, plan)
         places = self.exits.places if self.exits else ()
@@ -102,9 +115,10 @@ class Engine:
             raise RequestError(
                 f"decode: 'native' is for CPUs and the model is on {self.device}; use auto."
             )
-        if decode == "compiled" and self._desk is not None:
+        copies = self._desk is not None and self._desk.asked == "gathered"
+        if decode == "native" and copies:
             raise RequestError(
-                "decode: 'compiled' cannot thin FFs prompt by prompt yet; use auto or eager."
+                "experts: 'gathered' is for decoding by torch, and decode is 'native'; use auto."
             )
         if decode == "compiled" and self.exits is not None:
             raise RequestError(
@@ -112,9 +126,9 @@ class Engine:
             )
         if decode != "auto":
             return _KINDS[decode]
-        if native.wanted(self.device, self.dtype):
+        if native.wanted(self.device, self.dtype) and not copies:
             return NativeRunner
-        compiles = self.device.type == "cuda" and self._desk is None and self.exits is None
+        compiles = self.device.type == "cuda" and self.exits is None
         return CompiledRunner if compiles else SlotRunner
 
     @property
@@ -148,6 +162,11 @@ class Engine:
         if isinstance(self.runner, CompiledRunner):
             return "compiled"
         return "torch" if self.warm_up(batch) else "native"
+
+    def experts_way(self, batch: int = 1) -> Way | None:
+        """How torch reads the weights of a batch's experts, with what was measured; None before a
+        first answer, or where there is nothing to choose."""
+        return None if self._desk is None else self._desk.ways.get(batch)
 
     @torch.inference_mode()
     def prefill(
@@ -204,7 +223,7 @@ class Engine:
         recent = self._desk.due(state) if self._desk else None
         if recent is not None:
             return self._refresh(state, recent, tokens)
-        with self._desk.decoding(state, tokens) if self._desk else nullcontext():
+        with self._desk.decoding(state, tokens, self.runner) if self._desk else nullcontext():
             if self.exits is None:
                 logits = self.runner.decode(state, tokens)
             else:
@@ -217,7 +236,7 @@ class Engine:
         """Do what early exits have put off, so that the cache is whole; else nothing."""
         if self.exits is None or state.exits is None or not state.exits.pending:
             return
-        with self._desk.answering(state) if self._desk else nullcontext():
+        with self._desk.answering(state, self.runner) if self._desk else nullcontext():
             self.exits.settle(self.runner, state)
 
     def _refresh(self, state: State, recent: Tensor, tokens: Tensor) -> Tensor:

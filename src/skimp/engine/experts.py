@@ -5,20 +5,23 @@ the experts are chosen, and from then on only they are read, until the request r
 step is due. All of it but the magnitudes of weights belongs to one request (`Carried`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from skimp import kernels
+from skimp.engine.gathered import Copies, bytes_of
+from skimp.engine.guides import Gathered, InPlace, Masked, Reading
+from skimp.engine.runners import Runner
 from skimp.engine.state import State
+from skimp.engine.ways import Asked, Way, expected, measure
+from skimp.measure.memory import available_bytes
 from skimp.methods.experts.deciding import Chooser
-from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, guided
-from skimp.methods.experts.section import Experts
-from skimp.methods.experts.select import Chosen, ordered, widened
-from skimp.methods.experts.statistic import squares, totals
+from skimp.methods.experts.modules import Guide, guided
+from skimp.methods.experts.section import BLIND, Experts
+from skimp.methods.experts.select import Chosen, kept_by, ordered, widened
 
 # Where a batch needs so many rows between its sequences, reading all of them in one run is quicker
 # (a core reads scattered rows at three quarters of the rate of a run; docs/log.md).
@@ -30,21 +33,33 @@ class Carried:
     """What a request carries. `sums`: the statistic, [B, F] float32 by layer; `counts`: the tokens
     it was taken over, [B]; `chosen` by layer, empty until the next decode step chooses; `recent`:
     the tokens [B] of the steps since. `totals`: the sum of what neurons were, [B, F] float32 by
-    layer, where those left out count as their mean."""
+    layer, where those left out count as their mean. `mark` tells one choice from all others;
+    `in_place` and `masked` answer with it."""
 
     sums: dict[int, Tensor]
     totals: dict[int, Tensor]
     counts: Tensor
     chosen: dict[int, Chosen] = field(default_factory=dict)
     recent: list[Tensor] = field(default_factory=list)
+    mark: object | None = None
+    in_place: InPlace | None = None
+    masked: Masked | None = None
 
 
 class Desk:
-    """Chooses experts for one engine's requests."""
+    """Chooses experts for one engine's requests, and how their weights are read.
 
-    def __init__(self, model: nn.Module, section: Experts) -> None:
+    Attributes:
+        asked: how they are to be read.
+        ways: how they are, by batch, as far as that was decided.
+    """
+
+    def __init__(self, model: nn.Module, section: Experts, asked: Asked = "auto") -> None:
         self.section = section
+        self.ways: dict[int, Way] = {}
+        self.asked = asked
         self._chooser = Chooser(model)
+        self._copies: Copies | None = None
 
     def _carried(self, state: State) -> Carried:
         """What the request carries; new for one that has seen nothing."""
@@ -65,27 +80,28 @@ class Desk:
         carried = self._carried(state)
         at = torch.arange(state.length, state.length + columns, device=state.pads.device)
         real = at >= state.pads[:, None]
-        with guided(_Reading(carried, real if state.padded else None)):
+        with guided(Reading(carried.sums, carried.totals, real if state.padded else None)):
             yield
         carried.counts += real.sum(1)
         carried.chosen.clear()
+        carried.in_place = carried.masked = None
         carried.recent.clear()
 
     @contextmanager
-    def decoding(self, state: State, tokens: Tensor) -> Iterator[None]:
-        """For a decode step of `tokens` [B]: experts are chosen if need be."""
+    def decoding(self, state: State, tokens: Tensor, runner: Runner) -> Iterator[None]:
+        """For a decode step of `tokens` [B] by `runner`: experts are chosen if need be."""
         carried = self._carried(state)
         if not carried.chosen:
             self._choose(carried)
-        with self.answering(state):
+        with self.answering(state, runner):
             yield
         if self.section.refresh:
             carried.recent.append(tokens.clone())
 
     @contextmanager
-    def answering(self, state: State) -> Iterator[None]:
+    def answering(self, state: State, runner: Runner) -> Iterator[None]:
         """For a pass by the experts that were chosen last."""
-        with guided(_Answering(self._carried(state).chosen)):
+        with self._guide(state, self._carried(state), runner) as guide, guided(guide):
             yield
 
     def due(self, state: State) -> Tensor | None:
@@ -95,52 +111,79 @@ class Desk:
             return None
         return torch.stack(recent, 1)
 
+    @contextmanager
+    def _guide(self, state: State, carried: Carried, runner: Runner) -> Iterator[Guide]:
+        assert carried.in_place is not None
+        if not self._gathers(state, carried, runner):
+            apart = runner.fixed and not self._together(state)
+            yield self._masked(carried) if apart else carried.in_place
+            return
+        if self._copies is None:
+            self._copies = Copies(self._chooser)
+        with self._copies.lock:
+            self._copies.take(carried.mark, carried.in_place)
+            yield Gathered(self._copies.layers, _fills(carried))
+
     def _choose(self, carried: Carried) -> None:
         for layer, sums in carried.sums.items():
             chosen = self._chooser.choose(layer, sums, carried.counts, carried.totals.get(layer))
             width = sums.shape[1]
             wide = chosen.mask is not None and len(chosen.rows) >= _WIDE * width
             carried.chosen[layer] = ordered(widened(chosen, width) if wide else chosen)
+        carried.mark = object()
+        carried.in_place = InPlace(
+            carried.chosen,
+            {layer: self._entering(layer, chosen) for layer, chosen in carried.chosen.items()},
+        )
+
+    def _entering(self, layer: int, chosen: Chosen) -> Tensor:
+        """The rows of chosen neurons in the maps into them."""
+        if not any(module.fused for module in self._chooser.inputs[layer]):
+            return chosen.rows
+        return torch.cat([chosen.rows, chosen.rows + self._chooser.widths[layer]])
+
+    def _masked(self, carried: Carried) -> Masked:
+        if carried.masked is None:
+            masks = {}
+            for layer, width in self._chooser.widths.items():
+                kept = kept_by(carried.chosen[layer], width)
+                masks[layer] = kept.expand(len(carried.counts), width).contiguous()
+            carried.masked = Masked(masks, _fills(carried))
+        return carried.masked
+
+    def _together(self, state: State) -> bool:
+        """Whether all sequences keep the same neurons, so many as the plan says."""
+        return state.batch == 1 or self.section.batch == "shared" or self.section.select in BLIND
+
+    def _gathers(self, state: State, carried: Carried, runner: Runner) -> bool:
+        """Whether the request's experts are read from copies.
+
+        A batch's own experts never are: copies for each sequence would be more to read than the
+        rows that any of them needs, and how many those are differs from prompt to prompt.
+        """
+        layers = self._chooser.widths
+        if not (layers and runner.gathers and self._together(state)):
+            return False
+        if any(len(carried.chosen[layer].rows) != self._chooser.count(layer) for layer in layers):
+            return False  # a prompt that showed nothing keeps all
+        if state.batch not in self.ways:
+            self.ways[state.batch] = self._decide(state, carried, runner)
+        return self.ways[state.batch].name == "gathered"
+
+    def _decide(self, state: State, carried: Carried, runner: Runner) -> Way:
+        chooser, device = self._chooser, state.pads.device
+        if self.asked == "in place":
+            return Way("in place")
+        wanted = bytes_of(chooser)
+        if self.asked == "gathered":
+            return Way("gathered", wanted)
+        if self._copies is None and wanted > available_bytes(device):
+            return Way("in place")
+        assert carried.in_place is not None
+        tokens = expected(state.room, self.section.refresh)
+        found = measure(chooser, carried.in_place, state.batch, recorded=runner.records)
+        return found.way(tokens, wanted)
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """All neurons; their statistic is added to the request's."""
-
-    carried: Carried
-    real: Tensor | None
-
-    def enter(self, module: NeuronsIn, x: Tensor) -> Tensor:
-        return module.dense(x)
-
-    def leave(self, module: NeuronsOut, h: Tensor) -> Tensor:
-        batch = len(self.carried.counts)
-        z = h.reshape(batch, -1, module.width)  # OPT's FF works on all tokens in one row
-        self.carried.sums[module.layer] += squares(z, self.real)
-        if module.layer in self.carried.totals:
-            self.carried.totals[module.layer] += totals(z, self.real)
-        return module.dense(h)
-
-
-@dataclass(frozen=True)
-class _Answering:
-    """The chosen neurons only, read where they are."""
-
-    chosen: Mapping[int, Chosen]
-
-    def enter(self, module: NeuronsIn, x: Tensor) -> Tensor:
-        rows = self.chosen[module.layer].rows
-        if module.fused:
-            rows = torch.cat([rows, rows + module.weight.shape[0] // 2])
-        return kernels.linear(x, module.weight, module.bias, rows)
-
-    def leave(self, module: NeuronsOut, h: Tensor) -> Tensor:
-        chosen = self.chosen[module.layer]
-        lead = h.shape[:-1]  # OPT's FF works on all tokens in one row
-        if chosen.mask is not None:
-            h = h.reshape(len(chosen.mask), -1, h.shape[-1]) * chosen.mask[:, None]
-        out = kernels.neurons(h.contiguous(), module.weight, chosen.rows)
-        if chosen.fill is not None:
-            out = out.reshape(len(chosen.fill), -1, out.shape[-1]) + chosen.fill[:, None]
-        out = out.reshape(*lead, -1)
-        return out if module.bias is None else out + module.bias
+def _fills(carried: Carried) -> dict[int, Tensor | None]:
+    return {layer: chosen.fill for layer, chosen in carried.chosen.items()}

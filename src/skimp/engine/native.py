@@ -36,6 +36,8 @@ class NativeRunner(SlotRunner):
         refused: why steps of a shape are done by torch after all.
     """
 
+    gathers = False  # the program reads rows where they lie at the rate of a run
+
     def __init__(
         self, model: Any, shapes: dict[int, SlotShape], places: Collection[int] = ()
     ) -> None:

@@ -16,7 +16,17 @@ from skimp.models.anatomy import Anatomy
 
 
 class Runner(Protocol):
-    """Runs a model; everything about a request is in its state."""
+    """Runs a model; everything about a request is in its state.
+
+    Attributes:
+        gathers: whether a decode step may as well read copies of the weights of experts.
+        fixed: whether every decode step of a batch must have the same shapes, whatever was chosen.
+        records: whether its decode steps run from a graph that a GPU recorded.
+    """
+
+    gathers: bool
+    fixed: bool
+    records: bool
 
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty store for `batch` sequences of at most `capacity` columns."""
@@ -57,10 +67,14 @@ class SlotRunner:
     none where every step runs to its end.
     """
 
+    gathers = True
+    fixed = False
+    records = False
+
     def __init__(
         self, model: Any, shapes: Mapping[int, SlotShape], places: Collection[int] = ()
     ) -> None:
-        self.model = model
+        self.model = self.decoder = model
         self.shapes = shapes
         self.places = frozenset(places)
         self.like = next(model.parameters())
@@ -106,11 +120,15 @@ class SlotRunner:
     def step(self, slots: Mapping[int, Slot], pads: Tensor, at: Tensor, tokens: Tensor) -> Tensor:
         """A decode step as a function of tensors alone, so that it can be compiled."""
         run = Pass(pads, padded=True, queries=1, at=at)
-        return forward(self.model, SlotCache(slots, run), run, tokens[:, None])
+        return forward(self.decoder, SlotCache(slots, run), run, tokens[:, None])
 
 
 class PlainRunner:
     """Runs a planned model with transformers' own cache and attention, whatever they do."""
+
+    gathers = True
+    fixed = False
+    records = False
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:
         self.model = model

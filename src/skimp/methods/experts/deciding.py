@@ -17,23 +17,31 @@ class Chooser:
 
     Attributes:
         widths: the number of neurons F of every such layer; empty if there is none.
+        inputs, outputs: the maps into its neurons and out of them.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.widths: dict[int, int] = {}
-        self._outputs: dict[int, NeuronsOut] = {}
-        self._inputs: dict[int, list[NeuronsIn]] = {}
+        self.outputs: dict[int, NeuronsOut] = {}
+        self.inputs: dict[int, list[NeuronsIn]] = {}
         for module in model.modules():
             if isinstance(module, NeuronsOut):
                 self.widths[module.layer] = module.width
-                self._outputs[module.layer] = module
+                self.outputs[module.layer] = module
             elif isinstance(module, NeuronsIn):
-                self._inputs.setdefault(module.layer, []).append(module)
+                self.inputs.setdefault(module.layer, []).append(module)
+        for maps in self.inputs.values():
+            maps.sort(key=lambda module: module.place)
         self._magnitudes: dict[int, Tensor] = {}
+
+    def count(self, layer: int) -> int:
+        """The neurons that an answer keeps of a layer."""
+        module = self.outputs[layer]
+        return module.section.count(layer, module.width)
 
     def fills(self, layer: int) -> bool:
         """Whether left-out neurons count as their mean, so that `choose` wants the totals."""
-        return self._outputs[layer].section.fill == "mean"
+        return self.outputs[layer].section.fill == "mean"
 
     def choose(
         self,
@@ -54,7 +62,7 @@ class Chooser:
             apart: each sequence has its own, even where the section asks for a shared set.
             keep: a share to keep in place of the section's.
         """
-        module = self._outputs[layer]
+        module = self.outputs[layer]
         section = module.section.apart() if apart else module.section
         section = section if keep is None else replace(section, keep=keep)
         chosen = choose(
@@ -73,7 +81,7 @@ class Chooser:
 
     def _magnitude(self, layer: int) -> Tensor:
         if layer not in self._magnitudes:
-            inputs, width = self._inputs[layer], self.widths[layer]
+            inputs, width = self.inputs[layer], self.widths[layer]
             weights = [part for module in inputs for part in module.weight.detach().split(width)]
             self._magnitudes[layer] = magnitudes(weights)
         return self._magnitudes[layer]

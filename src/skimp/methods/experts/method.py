@@ -106,10 +106,11 @@ def _check_values(section: Experts, work: Applying) -> None:
 
 
 def _thin(work: Applying, section: Experts, layer: int, ffn: FeedForward) -> None:
-    for path in ffn.inputs:
+    for place, path in enumerate(ffn.inputs):
         linear: Any = work.model.get_submodule(path)
         weight = by_neuron(linear)
-        _put(work, path, NeuronsIn(layer, weight, linear.bias, fused=ffn.fused))
+        module = NeuronsIn(layer, weight, linear.bias, fused=ffn.fused, place=place)
+        _put(work, path, module)
     linear = work.model.get_submodule(ffn.output)
     weight = by_neuron(linear, inputs=True)
     prior = work.values.get(prior_name(layer))

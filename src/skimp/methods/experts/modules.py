@@ -43,15 +43,24 @@ def guided(guide: Guide) -> Iterator[None]:
 
 
 class NeuronsIn(nn.Module):
-    """A map into neurons: `weight` [F, d] ([2F, d] where gate and up are one map), `bias`."""
+    """A map into neurons: `weight` [F, d] ([2F, d] where gate and up are one map), `bias`.
+
+    `place`: which it is of its FF's maps into neurons.
+    """
 
     bias: nn.Parameter | None
 
     def __init__(
-        self, layer: int, weight: nn.Parameter, bias: nn.Parameter | None, *, fused: bool
+        self,
+        layer: int,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        *,
+        fused: bool,
+        place: int = 0,
     ) -> None:
         super().__init__()
-        self.layer, self.fused = layer, fused
+        self.layer, self.fused, self.place = layer, fused, place
         self.weight = weight
         self.register_parameter("bias", bias)
 
