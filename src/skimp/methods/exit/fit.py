@@ -2,23 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skimp.calibration.replay import Replay
+from skimp.calibration.replay import Replay, pack
+from skimp.calibration.text import Calibration
 from skimp.methods.exit.choose import Choice, Seen, choose, leaving, scores, watch
 from skimp.methods.exit.costs import Costs, measure
 from skimp.methods.exit.gather import Gathered, gather, position
 from skimp.methods.exit.promise import Level, calibrate, grid, outcome
-from skimp.methods.exit.screen import KINDS, fit_screen
-from skimp.methods.exit.section import Exit
+from skimp.methods.exit.screen import fit_screen
+from skimp.methods.exit.section import SECTION, Exit
 from skimp.methods.exit.train import train
 from skimp.methods.exit.translate import solve
 from skimp.methods.exit.values import AGREEMENTS, LEVELS, THRESHOLDS
+from skimp.methods.fit import planned_but
 from skimp.models.anatomy import Anatomy
 from skimp.models.head import Head, final_norm
+from skimp.plan import Plan
 from skimp.progress import SILENT, Progress
 from skimp.workload import Workload
 
@@ -39,6 +43,18 @@ class Result:
     left_out: float
     exits: tuple[float, ...]
     speedup: float
+
+    def to_dict(self) -> dict[str, Any]:
+        threshold = self.level.threshold
+        return {
+            "agreement": self.level.agreement,
+            "threshold": threshold if isfinite(threshold) else None,
+            "seen": self.level.seen,
+            "at_least": self.level.at_least,
+            "exits": list(self.exits),
+            "left_out": self.left_out,
+            "speedup": self.speedup,
+        }
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,21 @@ class Found:
     documents: dict[str, int]
     tokens: dict[str, int]
     reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without fitted values: what a plan gives as evidence."""
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "levels": [each.to_dict() for each in self.chosen.results],
+            "plain": [each.to_dict() for each in self.plain.results] if self.plain else [],
+            "costs": {
+                "step_s": self.costs.step,
+                "head_s": self.costs.head,
+                "probe_s": {str(count): cost for count, cost in self.costs.probe.items()},
+            },
+            "reason": self.reason or None,
+        }
 
 
 class Fitter:
@@ -135,9 +166,9 @@ class Fitter:
         `section` says all the rest; its agreement (0.99 if it names none) is what is paid for.
         """
         asked = section.promised or agreements[0]
-        kinds = section.screen or KINDS
-        section = replace(section, screen=kinds, threshold=None, agreement=asked)
-        options = self._options(candidates)
+        kinds = section.screen
+        section = replace(section, threshold=None, agreement=asked)
+        options = self._options(candidates, kinds)
         costs = measure(section, self.anatomy, self.norm, self.head, self.workload, options)
         if probe is not None and candidates is not None:
             choice = Choice(tuple(probe), candidates, 0.0)
@@ -164,9 +195,11 @@ class Fitter:
             return Found(way, plain, costs, *_counts(text), reason=reason)
         return Found(way, plain, costs, *_counts(text), reason="")
 
-    def _options(self, candidates: int | None) -> list[int]:
+    def _options(self, candidates: int | None, kinds: int) -> list[int]:
         if candidates is not None:
             return [candidates]
+        if not kinds:
+            return [0]
         return [count for count in OPTIONS if count < self.anatomy.vocabulary]
 
     def _choose(
@@ -260,3 +293,48 @@ def _no_probe(agreement: float, costs: Costs) -> str:
         f"no probe pays at agreement {agreement:g}: one costs at least "
         f"{cheapest / costs.step:.1%} of a decode step, more than leaving early saves"
     )
+
+
+def fit_exit(
+    model: nn.Module,
+    plan: Plan,
+    calibration: Calibration,
+    section: Exit,
+    *,
+    probe: Sequence[int] | None = None,
+    candidates: int | None = None,
+    workload: Workload | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Plan, Found]:
+    """The plan with a fitted `exit` section, and how it was found.
+
+    Args:
+        model: dense, in eval mode; left as it was.
+        plan: what else is left out, fitted; an old `exit` section of it is replaced.
+        calibration: the text, split by document.
+        section: rule, translator, screen and agreement; the rest is searched for unless given.
+        probe: layers of the dense model to probe; None: those that pay best.
+        candidates: rows of the head that probes read; None: as many as pays best.
+        workload: what it is to pay for; 512+128x1 by default.
+
+    Raises:
+        PlanError: the plan or the section does not fit the model.
+        CalibrationError: too little text to hold documents out.
+    """
+    dense = Anatomy.of(model)
+    given = tuple(probe or ())
+    replace(section, probe=given, candidates=candidates or 0).check(dense)
+    with planned_but(model, plan, SECTION):
+        replay = Replay(model, pack(calibration.documents))
+        layers = given or tuple(candidate_layers(Anatomy.of(model)))
+        fitter = Fitter(replay, layers, workload=workload, seed=calibration.seed, progress=progress)
+        found = fitter.find(
+            section,
+            probe=given or None,
+            candidates=candidates,
+            agreements=sorted({*LEVELS, section.promised or LEVELS[0]}, reverse=True),
+        )
+    made = plan.with_section(SECTION, found.chosen.section.to_dict())
+    made = made.with_values(found.chosen.values)
+    evidence = {"calibration": calibration.to_dict(), **found.to_dict()}
+    return made.with_evidence(**{SECTION: evidence}), found

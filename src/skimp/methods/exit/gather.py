@@ -175,7 +175,7 @@ class _Collector:
             "promise": [],
         }
         self._likely: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        self._tokens: dict[str, int] = {name: 0 for name in SHARES}
+        self._tokens: dict[str, int] = dict.fromkeys(SHARES, 0)
         self._every = max(1, round(tokens * SHARES["fit"] / likely))
 
     def add(
