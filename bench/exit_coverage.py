@@ -29,7 +29,7 @@ from skimp.methods.exit.values import LEVELS
 from skimp.progress import RichProgress
 
 SPLITS = 50
-SHARES = (0.25, 0.45)  # of documents that train and that calibrate; the rest judges
+SHARES = (0.25, 0.375)  # of documents that train and that calibrate; as many judge
 
 
 @dataclass(frozen=True)
