@@ -88,7 +88,7 @@ def test_exits_join_another_plan(folder: Path, tmp_path: Path) -> None:
     anatomy = Anatomy.of(load(str(folder)).model)
     value = torch.ones(2)
     fitted = Plan.empty(anatomy).with_section("exit", {"probe": [3]})
-    fitted = fitted.with_values({"exit.rule.3.bias": value, "drop.x": value})
+    fitted = fitted.with_values({"exit.rule.3.bias": value, "drop.x": value + 1})
     fitted.with_evidence(exit={"seen": 1}, rule="greedy").write(tmp_path / "exit.yaml")
     other = Plan.empty(anatomy).with_section("drop", {"layers": [1]})
     made = with_exit(other, tmp_path / "exit.yaml", anatomy)

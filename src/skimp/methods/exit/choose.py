@@ -27,7 +27,7 @@ MOST = 4  # probes
 _SLACK = 0.7
 _THRESHOLDS = 60
 _TOKENS = 6000
-_ROWS = 512
+_AT_ONCE = 2**25  # logits
 # A step must get shorter by this share for one more probe.
 _WORTH = 0.002
 
@@ -57,9 +57,11 @@ def watch(section: Exit, values: Values, states: States, norm: nn.Module, head: 
     probes = Probes(replace(section, rule="threshold"), values, norm, head, bar=float("inf"))
     features: list[list[Tensor]] = [[] for _ in section.probe]
     right: list[list[Tensor]] = [[] for _ in section.probe]
-    for start in range(0, len(states), _ROWS):
-        rows = slice(start, start + _ROWS)
-        trace = probes.begin(_ROWS)
+    # Screened states share copies of the head's rows, the more of them there are at once.
+    size = max(64, min(4096, _AT_ONCE // (section.candidates or len(head.weight))))
+    for start in range(0, len(states), size):
+        rows = slice(start, start + size)
+        trace = probes.begin(size)
         for index, layer in enumerate(section.probe):
             seen, look = probes.see(index, states.after[layer][rows], trace)
             features[index].append(seen.cpu())

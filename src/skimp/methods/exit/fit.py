@@ -28,6 +28,7 @@ from skimp.workload import Workload
 
 MOST_LAYERS = 12  # whose states are kept while probes are chosen
 OPTIONS = (0, 1024, 2048, 4096, 8192)
+_DEAR = 0.15  # a probe that takes this share of a step has never paid: it is not looked at
 Values = dict[str, Tensor]
 
 
@@ -212,6 +213,8 @@ class Fitter:
     ) -> Choice:
         best: Choice | None = None
         for count in options:
+            if len(options) > 1 and costs.probe[count] > _DEAR * costs.step:
+                continue
             screen = section.screen if count else 0
             one = replace(section, candidates=count, screen=screen)
             found = choose(
@@ -228,8 +231,7 @@ class Fitter:
                 given=tuple(probe) if probe is not None else None,
             )
             best = found if best is None or found.share < best.share else best
-        assert best is not None
-        return best
+        return best or Choice((), 0, 1.0)
 
     def _watch(self, section: Exit, basis: Values, part: str) -> Seen:
         states = getattr(self.text, part)
