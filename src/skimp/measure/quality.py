@@ -150,6 +150,7 @@ def evaluate(
     seed: int = 0,
     batch_tokens: int = 2048,
     way: Way = "auto",
+    shots: int | None = None,
     leaving: Leaving | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
@@ -161,6 +162,7 @@ def evaluate(
         batch_tokens: tokens per forward pass.
         way: `phased` runs continuations through the KV cache, as decoding does: for plans that
             act while decoding only. Experts that a prompt chooses are simulated otherwise.
+        shots: examples before each item; None as each task says.
         leaving: where tokens leave `model`, which carries that plan.
 
     Raises:
@@ -172,7 +174,7 @@ def evaluate(
         raise EvaluationError(NO_TOKENIZER)
     if limit is not None and limit < 1:
         raise EvaluationError(f"limit: {limit} leaves no items; give at least 1, or none for all.")
-    found = load_tasks(tasks, seed)
+    found = load_tasks(tasks, seed, shots)
     for name, task in found.items():
         build_requests(name, task, limit, seed)
     simulated = refuse_unsimulated(model, found)
