@@ -9,7 +9,7 @@ import typer
 
 from skimp.cli import figures as numbers
 from skimp.cli import options, output
-from skimp.cli.common import Run, check_keep, read_plan, require_dense, with_experts
+from skimp.cli.common import Run, check_keep, read_plan, require_dense, with_exit, with_experts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +36,7 @@ def bench(
     model: options.Model,
     plan: options.PlanFile = None,
     experts: options.Keep = None,
+    exit: options.ExitFile = None,
     workload: options.WorkloadText = "512+128x1",
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=6, max=10_000, help="Prefills of each side.")
@@ -76,9 +77,10 @@ def bench(
     check_keep(experts)
     chosen = read_plan(plan) if plan is not None else None
     loaded = run.load(model)
-    if chosen is not None or experts is not None:
+    if chosen is not None or experts is not None or exit is not None:
         require_dense(loaded, "bench --plan")
-    chosen = with_experts(chosen, experts, Anatomy.of(loaded.model))
+    anatomy = Anatomy.of(loaded.model)
+    chosen = with_exit(with_experts(chosen, experts, anatomy), exit, anatomy)
     document = measure(run, loaded, chosen, work, rounds=rounds, steps=steps)
     show(run, document)
     run.finish(document)

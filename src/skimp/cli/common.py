@@ -200,6 +200,34 @@ def with_experts(
     return plan.with_section("experts", read_section(section).to_dict())
 
 
+@overload
+def with_exit(plan: Plan, file: Path | None, anatomy: Anatomy) -> Plan: ...
+@overload
+def with_exit(plan: Plan | None, file: Path | None, anatomy: Anatomy) -> Plan | None: ...
+def with_exit(plan: Plan | None, file: Path | None, anatomy: Anatomy) -> Plan | None:
+    """The plan (or an empty one) with the exits of `--exit FILE`, fitted values and evidence too.
+
+    Raises:
+        PlanError: the plan has exits already, or the file none for this model.
+    """
+    from skimp.methods.exit.section import SECTION
+    from skimp.plan import Plan
+
+    if file is None:
+        return plan
+    plan = plan or Plan.empty(anatomy)
+    if SECTION in plan.sections:
+        raise PlanError("--exit: the plan has exits of its own; give one or the other.")
+    found = read_plan(file)
+    if SECTION not in found.sections:
+        raise PlanError(f"--exit: {file} has no `exit` section; write one with `skimp fit-exit`.")
+    found.check_model(anatomy)
+    values = {key: value for key, value in found.values.items() if key.startswith(f"{SECTION}.")}
+    made = plan.with_section(SECTION, found.sections[SECTION]).with_values(values)
+    shown = found.evidence.get(SECTION)
+    return made if shown is None else made.with_evidence(**{SECTION: shown})
+
+
 def plan_names(paths: Sequence[Path]) -> list[str]:
     """A short name for each plan file: its stem, or its path where stems are the same."""
     stems = [(path if path.is_dir() else path.with_suffix("")).name for path in paths]

@@ -19,6 +19,7 @@ from skimp.cli.common import (
     plan_names,
     read_plan,
     require_dense,
+    with_exit,
     with_experts,
 )
 from skimp.cli.common import dropped_of as dropped
@@ -52,6 +53,7 @@ def evaluate(
     model: options.Model,
     plan: options.PlanFiles = None,
     experts: options.Keep = None,
+    exit: options.ExitFile = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -112,12 +114,12 @@ def evaluate(
     plans = dict(zip(plan_names(plan or []), map(read_plan, plan or []), strict=True))
     check_tasks(tasks, seed)
     loaded = run.load(model)
-    if plans or experts is not None:
+    if plans or experts is not None or exit is not None:
         require_dense(loaded, "eval --plan")
-    if experts is not None:
+    if experts is not None or exit is not None:
         from skimp.models.anatomy import Anatomy
 
-        plans = _with_experts(plans, experts, Anatomy.of(loaded.model))
+        plans = _with_more(plans, experts, exit, Anatomy.of(loaded.model))
     held_out = None
     if tokens:
         held_out = held_out_text(run, loaded, text, tokens, window, list(plans.values()))
@@ -130,10 +132,15 @@ def evaluate(
     run.finish(document)
 
 
-def _with_experts(plans: Mapping[str, Plan], keep: float, anatomy: Anatomy) -> dict[str, Plan]:
-    """The plans with `--experts KEEP`; that alone if there are none."""
-    wanted: Mapping[str, Plan | None] = plans or {"experts": None}
-    made = {name: with_experts(plan, keep, anatomy) for name, plan in wanted.items()}
+def _with_more(
+    plans: Mapping[str, Plan], keep: float | None, exit: Path | None, anatomy: Anatomy
+) -> dict[str, Plan]:
+    """The plans with `--experts KEEP` and `--exit FILE`; those alone if there are none."""
+    wanted: Mapping[str, Plan | None] = plans or {"exit" if keep is None else "experts": None}
+    made = {
+        name: with_exit(with_experts(plan, keep, anatomy), exit, anatomy)
+        for name, plan in wanted.items()
+    }
     return {name: plan for name, plan in made.items() if plan is not None}
 
 

@@ -15,6 +15,7 @@ from skimp.cli.common import (
     read_plan,
     require_dense,
     require_tokenizer,
+    with_exit,
     with_experts,
 )
 from skimp.cli.figures import seconds, significant
@@ -33,6 +34,7 @@ def generate(
     ],
     plan: options.PlanFile = None,
     experts: options.Keep = None,
+    exit: options.ExitFile = None,
     max_new_tokens: Annotated[
         int,
         typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens to generate at most."),
@@ -101,9 +103,10 @@ def generate(
     chosen = read_plan(plan) if plan is not None else None
     loaded = run.load(model)
     require_tokenizer(loaded, "`skimp generate`")
-    if chosen is not None or experts is not None:
+    if chosen is not None or experts is not None or exit is not None:
         require_dense(loaded, "generate --plan")
-    chosen = with_experts(chosen, experts, Anatomy.of(loaded.model))
+    anatomy = Anatomy.of(loaded.model)
+    chosen = with_exit(with_experts(chosen, experts, anatomy), exit, anatomy)
     ids = encode(loaded.tokenizer, text, chat=chat)
     engine = Engine(loaded.model, chosen)
     request = Request(

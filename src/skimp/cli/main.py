@@ -15,7 +15,19 @@ import typer
 from typer.core import TyperGroup
 
 import skimp
-from skimp.cli import apply, bench, demo, eval, generate, inspect, machine, plan, report, run
+from skimp.cli import (
+    apply,
+    bench,
+    demo,
+    eval,
+    fit_exit,
+    generate,
+    inspect,
+    machine,
+    plan,
+    report,
+    run,
+)
 from skimp.cli.common import COMMAND
 from skimp.errors import SkimpError
 
@@ -140,6 +152,7 @@ def skimp_command(
 
 app.command("inspect", no_args_is_help=True)(inspect.inspect)
 app.command("plan", no_args_is_help=True)(plan.plan)
+app.command("fit-exit", no_args_is_help=True)(fit_exit.fit_exit)
 app.command("apply", no_args_is_help=True)(apply.apply)
 app.command("eval", no_args_is_help=True)(eval.evaluate)
 app.command("bench", no_args_is_help=True)(bench.bench)

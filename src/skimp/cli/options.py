@@ -66,6 +66,15 @@ Refresh = Annotated[
         "choose anew; 0: never.",
     ),
 ]
+ExitFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--exit",
+        metavar="FILE",
+        help="Let tokens leave early as this plan file says, which `skimp fit-exit` wrote.",
+        show_default=False,
+    ),
+]
 WorkloadText = Annotated[
     str,
     typer.Option(

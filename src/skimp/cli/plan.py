@@ -10,7 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from skimp.cli import options, output
-from skimp.cli.common import Run, check_keep, layer_list, read_plan, require_dense
+from skimp.cli.common import (
+    Run,
+    check_keep,
+    layer_list,
+    read_plan,
+    require_dense,
+    with_exit,
+)
 from skimp.cli.planning import (
     DEFAULT_FILL,
     Wanted,
@@ -127,6 +134,7 @@ def plan(
     scope: options.Scope = "prompt",
     tune: options.Tune = False,
     refresh: options.Refresh = 0,
+    exit: options.ExitFile = None,
     fit: Annotated[
         Path | None,
         typer.Option(
@@ -205,6 +213,7 @@ def plan(
         drawn = drawn or by_hand(loaded, listed, wanted)
         drawn = thinned(drawn, wanted, Anatomy.of(loaded.model))
         made, facts = fit_plan(run, loaded, drawn, calibration, tune=tune)
+    made = with_exit(made, exit, Anatomy.of(loaded.model))
     made.write(target)
     document = describe(run, loaded, made, facts, work)
     show(run, document, target)

@@ -31,6 +31,9 @@ class Method(Protocol):
 
     A method joins by standing in a folder of :mod:`skimp.methods` that exports `METHOD`, or by the
     entry point group `skimp.methods`.
+
+    A method with an attribute `on_planned` that is true is fitted on the model as the plan's other
+    sections leave it; `fit` is still given the dense model's anatomy.
     """
 
     name: str

@@ -1,12 +1,15 @@
 """Fit what a plan needs before it can be applied, on calibration text."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay, pack
 from skimp.calibration.text import Calibration, calibrate
+from skimp.methods.apply import Applied, apply
 from skimp.methods.registry import check, methods
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
@@ -48,10 +51,27 @@ def fit_plan(
     wanting = _wanting(plan, anatomy)
     if not wanting:
         return plan
-    for name, section in wanting.items():
-        replay = Replay(model, pack(_documents(calibration, methods()[name].tokens(section))))
-        plan = plan.with_values(methods()[name].fit(section, anatomy, replay, progress))
+    # What is fitted on the planned model comes after what makes it.
+    for name, section in sorted(wanting.items(), key=lambda item: _on_planned(item[0])):
+        documents = _documents(calibration, methods()[name].tokens(section))
+        with planned_but(model, plan, name) if _on_planned(name) else nullcontext():
+            replay = Replay(model, pack(documents))
+            plan = plan.with_values(methods()[name].fit(section, anatomy, replay, progress))
     return plan.with_evidence(calibration=calibration.to_dict())
+
+
+def planned_but(model: nn.Module, plan: Plan, name: str) -> Applied:
+    """Put all of a plan's sections but one on the model; a context manager that takes them off.
+
+    Raises:
+        PlanError: one of them does not fit the model or lacks its values.
+    """
+    others = {key: section for key, section in plan.sections.items() if key != name}
+    return apply(model, replace(plan, sections=others))
+
+
+def _on_planned(name: str) -> bool:
+    return getattr(methods()[name], "on_planned", False)
 
 
 def _wanting(plan: Plan, anatomy: Anatomy) -> dict[str, Any]:
