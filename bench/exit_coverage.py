@@ -29,7 +29,7 @@ from skimp.methods.exit.values import LEVELS
 from skimp.progress import RichProgress
 
 SPLITS = 50
-SHARES = (0.25, 0.45)  # of documents that train and that calibrate; the rest judges
+SHARES = (0.25, 0.375)  # of documents that train and that calibrate; as many judge
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def main() -> None:
     for each in coverage(section, seen, states.document, asked.splits):
         print(
             f"{each.agreement:.2f}: kept in {each.kept:.0%} of {asked.splits} splits, "
-            f"{each.mean:.4f} on average, {each.worst:.4f} at worst; {each.exits:.1%} of tokens leave"
+            f"{each.mean:.4f} on average, {each.worst:.4f} at worst; {each.exits:.1%} leave"
         )
 
 

@@ -18,7 +18,7 @@ from skimp.methods.exit.screen import fit_screen, nearest
 from skimp.methods.exit.section import Exit, by_exit
 from skimp.methods.exit.train import train
 from skimp.methods.exit.translate import RIDGE, Affine, solve
-from skimp.methods.exit.values import CENTRES, REACH, TOKENS, check, shapes
+from skimp.methods.exit.values import CENTRES, REACH, SLOPE, TOKENS, check, shapes
 from skimp.models.anatomy import Anatomy
 from skimp.models.head import Head, final_norm
 from skimp.plan import Plan
@@ -113,13 +113,15 @@ def test_a_kinds_candidates_are_its_likely_tokens() -> None:
     assert sorted(order.tolist()) == [0, 1, 2]
     for label in range(3):
         assert values[TOKENS][order[label]].tolist() == list(range(10 * label, 10 * label + 4))
-    reach = values[REACH][order].sigmoid()
+    reach = (values[REACH][order] + torch.eye(3) * 9 @ values[SLOPE]).sigmoid()
     assert reach[0] > 0.93 and reach[1] > 0.93
     assert 0.7 < reach[2] < 0.9
 
 
 def test_kinds_may_outnumber_states() -> None:
-    likely = Likely(torch.randn(3, 4), torch.randint(0, 9, (3, 2)), torch.rand(3, 2), torch.ones(3))
+    likely = Likely(
+        torch.randn(3, 4), torch.randint(0, 9, (3, 2)), torch.rand(3, 2), torch.ones(3).long()
+    )
     values = fit_screen(likely, 8, 5, 9)
     assert values[CENTRES].isfinite().all() and values[REACH].isfinite().all()
 

@@ -126,6 +126,7 @@ def test_looks_equal_a_reference(name: str, section: Exit) -> None:
             kinds = torch.cdist(z.double(), centres.double()).argmin(1)
             short = values["exit.screen.states.tokens"][kinds]
             reach = values["exit.screen.states.reach"][kinds]
+            reach = reach + z @ values["exit.screen.states.slope"]
         elif section.candidates and short is None:
             short = logits.topk(section.candidates).indices.sort(-1).values
         kept = logits if short is None else logits.gather(1, short.long())

@@ -101,6 +101,7 @@ def test_which_values_a_section_needs() -> None:
         "exit.screen.states.centres": (2, 32),
         "exit.screen.states.tokens": (2, 7),
         "exit.screen.states.reach": (2,),
+        "exit.screen.states.slope": (32,),
         "exit.rule.1.weight": (len(FEATURES),),
         "exit.rule.1.bias": (1,),
         "exit.rule.3.weight": (len(FEATURES),),

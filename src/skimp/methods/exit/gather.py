@@ -21,7 +21,7 @@ from skimp.models.head import Head, final_norm
 from skimp.progress import Progress
 
 PartName = Literal["fit", "control", "promise"]
-SHARES: dict[PartName, float] = {"fit": 0.45, "control": 0.2, "promise": 0.35}
+SHARES: dict[PartName, float] = {"fit": 0.4, "control": 0.15, "promise": 0.45}
 LEAST_DOCUMENTS = 12
 _ROWS = 1024  # states that the full head reads at once
 LIKELY = 32  # of the full model's tokens, those that the screen counts
@@ -113,7 +113,7 @@ def gather(
     progress: Progress,
     *,
     seed: int = 0,
-    likely: int = 12_000,
+    likely: int = 20_000,
 ) -> Gathered:
     """Run the text once and keep what later steps need of it.
 

@@ -11,7 +11,7 @@ from skimp.methods.exit.controllers import controller
 from skimp.methods.exit.features import features, likeliest
 from skimp.methods.exit.section import Exit
 from skimp.methods.exit.translate import Affine
-from skimp.methods.exit.values import CENTRES, REACH, TOKENS, threshold
+from skimp.methods.exit.values import CENTRES, REACH, SLOPE, TOKENS, threshold
 from skimp.models.head import Head
 
 
@@ -76,9 +76,11 @@ class Probes:
         self._centres = self._offsets = self._tokens = self._reach = None
         if section.screen:
             centres = values[CENTRES].float().to(head.weight.device)
-            # The nearest centre c has the largest z·c - |c|²/2.
-            self._offsets = (-0.5 * centres.square().sum(-1)).to(head.weight.dtype)
-            self._centres = centres.to(head.weight.dtype)
+            # The nearest centre c has the largest z·c - |c|²/2. The last row is reach's slope.
+            offsets = torch.cat([-0.5 * centres.square().sum(-1), centres.new_zeros(1)])
+            slope = values[SLOPE].float().to(head.weight.device)
+            self._offsets = offsets.to(head.weight.dtype)
+            self._centres = torch.cat([centres, slope[None]]).to(head.weight.dtype)
             self._tokens = values[TOKENS].int().to(head.weight.device)
             self._reach = values[REACH].float().to(head.weight.device)
 
@@ -131,13 +133,15 @@ class Probes:
 
     def _screened(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert self._centres is not None and self._tokens is not None and self._reach is not None
-        kinds = kernels.linear(z, self._centres, self._offsets).argmax(-1)
+        near = kernels.linear(z, self._centres, self._offsets)
+        kinds = near[:, :-1].argmax(-1)
+        reach = self._reach[kinds] + near[:, -1].float()
         candidates = self._tokens[kinds]
         if len(z) == 1:
-            return candidates, self._head.rows(z, candidates[0]), self._reach[kinds]
+            return candidates, self._head.rows(z, candidates[0]), reach
         # States of one kind read the same rows of the head: too many to copy them for each state.
         logits = z.new_empty(candidates.shape)
         for kind in kinds.unique().tolist():
             rows = (kinds == kind).nonzero().squeeze(-1)
             logits[rows] = self._head.rows(z[rows], self._tokens[kind])
-        return candidates, logits, self._reach[kinds]
+        return candidates, logits, reach

@@ -2,7 +2,8 @@
 
 Tokens of one document resemble each other, so a document is what is drawn. The share of tokens
 that are not the full model's gets the exact binomial bound at the number of independent tokens
-that would vary as much (Korn and Graubard, 1998). Thresholds are tried from strict to loose, and
+that would vary as much (Korn and Graubard, 1998), halved, because the promise is about a new text,
+as long as this one, which varies too. Thresholds are tried from strict to loose, and
 the first that fails ends the search, so that trying many costs no confidence (fixed-sequence
 testing; as in Learn then Test, Angelopoulos et al., 2021).
 """
@@ -34,7 +35,8 @@ class Level:
     """A promised agreement, the threshold that holds it, and what was seen there.
 
     `seen` is the agreement on the text that the threshold was calibrated on, `at_least` its lower
-    confidence bound, `exits` the share of tokens that leave. `threshold` is infinite if none holds.
+    confidence bound for a new text as long, `exits` the share of tokens that leave. Where nothing
+    holds, `threshold` is infinite.
     """
 
     agreement: float
@@ -65,7 +67,12 @@ def grid(scores: Tensor, steps: int = STEPS) -> list[float]:
 
 
 def upper_bound(
-    wrong: np.ndarray, tokens: np.ndarray, *, effect: float = 1.0, confidence: float = CONFIDENCE
+    wrong: np.ndarray,
+    tokens: np.ndarray,
+    *,
+    effect: float = 1.0,
+    confidence: float = CONFIDENCE,
+    new_text: bool = False,
 ) -> float:
     """Upper confidence bound of the share of wrong tokens.
 
@@ -73,6 +80,8 @@ def upper_bound(
         wrong: of each document [D].
         tokens: of each document [D].
         effect: least design effect: how many tokens vary as little as one independent one.
+        new_text: bound the share in another text of this size, whose own luck counts as well,
+            instead of that in all texts.
     """
     from scipy.stats import beta, norm, t
 
@@ -83,7 +92,7 @@ def upper_bound(
     effect = max(effect, design_effect(wrong, tokens))
     # A variance from few documents is itself unsure.
     student = float(norm.ppf(confidence) / t.ppf(confidence, documents - 1))
-    count = total / effect * student**2
+    count = total / effect * student**2 / (2 if new_text else 1)
     hits = share * count
     return 1.0 if hits >= count else float(beta.ppf(confidence, hits + 1, count - hits))
 
@@ -127,7 +136,9 @@ def calibrate(
         for index in range(len(thresholds)):
             if index == len(bounds):
                 bounds.append(
-                    upper_bound(misses[index], tokens, effect=effect, confidence=confidence)
+                    upper_bound(
+                        misses[index], tokens, effect=effect, confidence=confidence, new_text=True
+                    )
                 )
             if bounds[index] > 1 - agreement:
                 break

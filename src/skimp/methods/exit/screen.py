@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from skimp.methods.exit.gather import Likely
-from skimp.methods.exit.values import CENTRES, REACH, TOKENS
+from skimp.methods.exit.train import learner
+from skimp.methods.exit.values import CENTRES, REACH, SLOPE, TOKENS
 
 KINDS = 64
 _ROUNDS = 10
 _COMMON = 20.0  # tokens' worth of the whole text's likely tokens that each kind is given
 _SHRINK = 20.0  # likewise for its reach
+_PARTS = 3  # of the documents, each in turn the one that shows how often candidates hold
+_TRUST = 1e-3  # inverse penalty of reach's slope, on standardised states (docs/log.md)
+_FREE = 30.0
 
 
 def fit_screen(
@@ -22,21 +26,29 @@ def fit_screen(
 ) -> dict[str, Tensor]:
     """Centres, candidates and reach, under their names.
 
-    Reach is measured on a third of the documents, from which no candidates were taken.
+    Reach is learned from documents whose own tokens made no candidates, a third of them at a time:
+    the log-odds of a hit are linear in the state, beside what its kind says.
+
+    Raises:
+        SkimpError: scikit-learn is not installed.
     """
     states = likely.states.float()
     centres = _centres(states, kinds, seed)
     kind = nearest(states, centres)
-    apart = likely.document % 3 == 0
-    if apart.all() or not apart.any():
-        apart = torch.arange(len(states)) % 3 == 0
-    seen = _masses(likely, kind, ~apart, kinds, vocabulary)
-    honest = _pick(seen, candidates)
-    tokens = _pick(seen + _masses(likely, kind, apart, kinds, vocabulary), candidates)
-    found = torch.zeros(kinds, vocabulary, dtype=torch.bool).scatter_(1, honest, True)
-    hit = found[kind[apart], likely.tokens[apart, 0]].float()
-    reach = _log_odds(hit, kind[apart], kinds)
-    return {CENTRES: centres, TOKENS: tokens.int(), REACH: reach}
+    parts = likely.document % _PARTS
+    if len(parts.unique()) < _PARTS:
+        parts = torch.arange(len(states)) % _PARTS
+    masses = [_masses(likely, kind, parts == part, kinds, vocabulary) for part in range(_PARTS)]
+    total = torch.stack(masses).sum(0)
+    hit = torch.zeros(len(states))
+    for part, own in enumerate(masses):
+        found = torch.zeros(kinds, vocabulary, dtype=torch.bool)
+        found.scatter_(1, _pick(total - own, candidates), True)
+        rows = parts == part
+        hit[rows] = found[kind[rows], likely.tokens[rows, 0]].float()
+    reach, slope = _reach(states, kind, hit, kinds)
+    tokens = _pick(total, candidates).int()
+    return {CENTRES: centres, TOKENS: tokens, REACH: reach, SLOPE: slope}
 
 
 def nearest(states: Tensor, centres: Tensor) -> Tensor:
@@ -58,17 +70,32 @@ def _centres(states: Tensor, kinds: int, seed: int) -> Tensor:
 
 
 def _masses(likely: Likely, kind: Tensor, counted: Tensor, kinds: int, vocabulary: int) -> Tensor:
-    """Shares of tokens [C, V] summed up by kind, with some of the whole text's everywhere."""
+    """Shares of tokens [C, V] summed up by kind."""
     tokens, shares = likely.tokens[counted], likely.shares[counted].float()
     rows = kind[counted].unsqueeze(-1).expand_as(tokens)
     found = torch.zeros(kinds, vocabulary)
-    found.index_put_((rows, tokens), shares, accumulate=True)
-    common = found.sum(0, keepdim=True)
-    return found + _COMMON * common / common.sum().clamp(min=1e-9)
+    return found.index_put_((rows, tokens), shares, accumulate=True)
 
 
 def _pick(masses: Tensor, candidates: int) -> Tensor:
+    """The candidates [C, K] of each kind; tokens it has hardly seen go by the whole text."""
+    common = masses.sum(0, keepdim=True)
+    masses = masses + _COMMON * common / common.sum().clamp(min=1e-9)
     return masses.topk(candidates, dim=-1).indices.sort(-1).values
+
+
+def _reach(states: Tensor, kind: Tensor, hit: Tensor, kinds: int) -> tuple[Tensor, Tensor]:
+    """A constant for each kind [C] and a slope [d]: their sum gives the log-odds of a hit."""
+    reach, slope = _log_odds(hit, kind, kinds), torch.zeros(states.shape[1])
+    if hit.all() or not hit.any():
+        return reach, slope
+    mean, spread = states.mean(0), states.std(0, correction=0).clamp(min=1e-6)
+    # Made large, what the kind says bears hardly any of the penalty.
+    inputs = torch.cat([(states - mean) / spread, _FREE * reach[kind].unsqueeze(-1)], -1)
+    found = learner().LogisticRegression(C=_TRUST, max_iter=300).fit(inputs.numpy(), hit.numpy())
+    weights = torch.from_numpy(found.coef_[0]).float()
+    slope = weights[:-1] / spread
+    return reach * weights[-1] * _FREE + float(found.intercept_[0]) - slope @ mean, slope
 
 
 def _log_odds(hit: Tensor, kind: Tensor, kinds: int) -> Tensor:

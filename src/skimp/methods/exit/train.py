@@ -1,6 +1,7 @@
 """Training the rules on what probes saw: scikit-learn for the SVM, L-BFGS for the CRF."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -53,7 +54,9 @@ def _scale(seen: Tensor) -> tuple[Tensor, Tensor]:
 
 def _linear(seen: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """A linear SVM, then the stretch that makes its values log-odds (Platt, 1999)."""
-    svm, platt = _classifiers()
+    made = learner()
+    svm = made.LinearSVC(dual=False, max_iter=5000)
+    platt = made.LogisticRegression(C=1e3, max_iter=1000)
     x, y = seen.numpy(), right.numpy()
     if y.all() or not y.any():  # nothing to tell apart: only how often that was so
         share = (right.sum() + 0.5) / (len(right) + 1)
@@ -66,17 +69,17 @@ def _linear(seen: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return weight, torch.tensor(float(svm.intercept_[0]) * slope + shift, dtype=torch.float64)
 
 
-def _classifiers() -> tuple[Any, Any]:
+def learner() -> Any:
+    """scikit-learn's linear models; SkimpError where they are not installed."""
     try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.svm import LinearSVC
+        from sklearn import linear_model, svm
     except ImportError:
         raise SkimpError(
-            "exit.rule: training a svm needs scikit-learn; install it with "
-            "`pip install 'skimp[exit]'`, or take the rule threshold."
+            "exit: fitting needs scikit-learn; install it with `pip install 'skimp[exit]'`."
         ) from None
-    made: Any = LinearSVC  # its hints take `dual` for a string
-    return made(dual=False, max_iter=5000), LogisticRegression(C=1e3, max_iter=1000)
+    return SimpleNamespace(
+        LinearSVC=svm.LinearSVC, LogisticRegression=linear_model.LogisticRegression
+    )
 
 
 def _chain(

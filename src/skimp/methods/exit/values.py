@@ -2,7 +2,8 @@
 
 `translator.LAYER.weight` [d, d], or `down` [r, d] and `up` [d, r]; and `bias` [d].
 `screen.states.centres` [C, d], `screen.states.tokens` int32 [C, K], ascending in each row, and
-`screen.states.reach` [C], log-odds that the full model's token is among them.
+`screen.states.reach` [C] and `slope` [d], whose sum (with the state) is the log-odds that the full
+model's token is among them.
 `rule.LAYER.weight` [F] and `bias` [1]; with a CRF `transition` [2, 2] from the probe before, too.
 `promise.levels.agreement` and `threshold`, both [n]: what was calibrated.
 """
@@ -19,6 +20,7 @@ from skimp.models.anatomy import Anatomy
 CENTRES = f"{SECTION}.screen.states.centres"
 TOKENS = f"{SECTION}.screen.states.tokens"
 REACH = f"{SECTION}.screen.states.reach"
+SLOPE = f"{SECTION}.screen.states.slope"
 AGREEMENTS = f"{SECTION}.promise.levels.agreement"
 THRESHOLDS = f"{SECTION}.promise.levels.threshold"
 LEVELS = (0.99, 0.95, 0.90)
@@ -57,6 +59,7 @@ def shapes(section: Exit, anatomy: Anatomy) -> dict[str, tuple[int, ...]]:
         found[CENTRES] = (section.screen, size)
         found[TOKENS] = (section.screen, section.candidates)
         found[REACH] = (section.screen,)
+        found[SLOPE] = (size,)
     if section.rule != "threshold":
         for number, layer in enumerate(section.probe):
             found[rule_name(layer, "weight")] = (len(FEATURES),)
