@@ -18,7 +18,7 @@ from skimp.cli.common import (
     with_exit,
     with_experts,
 )
-from skimp.cli.figures import seconds, significant
+from skimp.cli.figures import seconds, share, significant
 from skimp.errors import SkimpError
 
 if TYPE_CHECKING:
@@ -162,9 +162,11 @@ def _answer(run: Run, engine: Engine, request: Request) -> dict[str, Any]:
     """Stream the answer to the screen; the verb's own keys of the document."""
     screen = sys.stderr if run.json_file == output.STDOUT else sys.stdout
     generation = engine.start(request)
-    written = 0
+    written, depths = 0, list[int]()
     for step in generation:
         piece = step.pieces[0] or ""
+        if step.depths is not None and step.tokens[0] is not None:
+            depths.append(step.depths[0])
         written += len(piece)
         screen.write(piece)
         screen.flush()
@@ -174,12 +176,16 @@ def _answer(run: Run, engine: Engine, request: Request) -> dict[str, Any]:
     screen.flush()
     timing, prompt = generation.timing, len(request.prompts[0])
     run.progress.note(_speed_words(prompt, len(answer.tokens), answer.ended, timing))
+    if depths:
+        left = 1 - sum(depths) / len(depths) / len(engine.anatomy.layers)
+        run.progress.note(f"{share(left)} of the layers were left out, token by token.")
     return {
         "text": text,
         "tokens": {"prompt": prompt, "new": len(answer.tokens)},
         "prefill_s": timing.prefill_s,
         "tokens_per_s": timing.tokens_per_s,
         "stopped": answer.ended,
+        "depths": depths if engine.exits is not None else None,
     }
 
 
