@@ -106,11 +106,11 @@ def test_looser_levels_never_have_stricter_thresholds(seed: int) -> None:
 
 
 def test_where_none_holds_no_token_leaves() -> None:
-    scores = torch.zeros(1, 400)
-    wrong = torch.ones(1, 400, dtype=torch.bool)
-    (level,) = calibrate(scores, wrong, torch.arange(400) // 20, [1.0, 0.0], [0.99])
+    scores = torch.zeros(1, 2000)
+    wrong = torch.ones(1, 2000, dtype=torch.bool)
+    (level,) = calibrate(scores, wrong, torch.arange(2000) // 20, [1.0, 0.0], [0.99])
     assert level.threshold == 1.0 and level.exits == 0  # nobody reaches it
-    (level,) = calibrate(scores, wrong, torch.arange(400) // 20, [0.0], [0.99])
+    (level,) = calibrate(scores, wrong, torch.arange(2000) // 20, [0.0], [0.99])
     assert level.threshold == float("inf")
 
 
