@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skimp.cli import options, output
+from skimp.cli import figures, options, output
 from skimp.cli.common import (
     Run,
     check_keep,
@@ -18,7 +18,6 @@ from skimp.cli.common import (
     with_exit,
     with_experts,
 )
-from skimp.cli.figures import seconds, share, significant
 from skimp.errors import SkimpError
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ def _answer(run: Run, engine: Engine, request: Request) -> dict[str, Any]:
     run.progress.note(_speed_words(prompt, len(answer.tokens), answer.ended, timing))
     if depths:
         left = 1 - sum(depths) / len(depths) / len(engine.anatomy.layers)
-        run.progress.note(f"{share(left)} of the layers were left out, token by token.")
+        run.progress.note(f"{figures.share(left)} of the layers were left out, token by token.")
     return {
         "text": text,
         "tokens": {"prompt": prompt, "new": len(answer.tokens)},
@@ -190,9 +189,9 @@ def _answer(run: Run, engine: Engine, request: Request) -> dict[str, Any]:
 
 
 def _speed_words(prompt: int, new: int, ended: str, timing: Timing) -> str:
-    words = f"{prompt} prompt tokens read in {seconds(timing.prefill_s)}, {new} new tokens"
+    words = f"{prompt} prompt tokens read in {figures.seconds(timing.prefill_s)}, {new} new tokens"
     if timing.tokens_per_s:
-        words += f" at {significant(timing.tokens_per_s)} tokens/s"
+        words += f" at {figures.significant(timing.tokens_per_s)} tokens/s"
     why = {
         "end": "",
         "stop": " (up to --stop)",

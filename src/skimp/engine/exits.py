@@ -165,8 +165,9 @@ class Exits:
             while flight.at < place:
                 kept = flight.hidden
                 flight.to(flight.at + 1)
-                assert kept is not None and flight.hidden is not None
-                flight.hidden = torch.where(decided[:, None, None], kept, flight.hidden)
+                assert flight.hidden is not None
+                if kept is not None:
+                    flight.hidden = torch.where(decided[:, None, None], kept, flight.hidden)
         else:
             flight.to(place)
         flight.take(carried, place)
