@@ -209,13 +209,15 @@ def compare_speed(
     if machine is None and max(side.step_share(window, measured) for side in sides) > 1:
         # Faster than the yardstick: it was taken while the machine was busy.
         measured = profile(like.device, like.dtype, fresh=True)
+    # Where steps may end early, none stands for all.
+    turns = len(schedule.turns) if any(side.leaves for side in sides) else None
     foretold = [_foretold(side, schedule, measured) for side in sides]
     whole = (dense.anatomy, planned.anatomy, workload) if planned else None
     return SpeedComparison(
         workload=workload,
-        dense=dense.result(window, measured),
-        planned=planned.result(window, measured) if planned else None,
-        speedup=_speedup(dense, planned, len(schedule.turns)) if planned else None,
+        dense=dense.result(window, measured, turns),
+        planned=planned.result(window, measured, turns) if planned else None,
+        speedup=_speedup(dense, planned, turns) if planned else None,
         byte_bound=cost.byte_bound(*whole) if whole else None,
         compute_bound=cost.compute_bound(*whole) if whole else None,
         predicted=Predicted.of(foretold[0], foretold[1] if planned else None),
@@ -271,15 +273,12 @@ def _foretold(side: Timed, schedule: Schedule, machine: Machine) -> Times:
     return Times(prefill.prefill_s, decode.tpot_s)
 
 
-def _speedup(dense: Timed, planned: Timed, turns: int) -> Speedup:
-    """Paired by turn; by round, of so many turns, where steps may end early and few tell little."""
-    if planned.leaves:
-        decode = tuple(
-            [sum(map(sum, side.turns[at : at + turns])) for at in range(0, len(side.turns), turns)]
-            for side in (dense, planned)
-        )
-    else:
-        decode = tuple([median(turn) for turn in side.turns] for side in (dense, planned))
+def _speedup(dense: Timed, planned: Timed, turns: int | None) -> Speedup:
+    """Paired by turn, or by round where that has so many `turns`."""
+    decode = [
+        [median(turn) for turn in side.turns] if turns is None else side.rounds(turns)
+        for side in (dense, planned)
+    ]
     pairs = {"prefill": (dense.prefills, planned.prefills), "decode": decode}
     found: dict[str, Any] = {}
     for name, (before, after) in pairs.items():

@@ -29,9 +29,10 @@ _WARM = 2  # decode steps of the request before: the second shows what a step ad
 class Side:
     """One side's figures. Times in s, sizes in bytes.
 
-    `tpot_s`: median time of a decode step, or its mean where steps may end early; `tpot_spread` its
-    quartiles; `layers_left_out`: the share of the layers that those steps did not run, None where
-    all run to their end. `tokens_per_s` counts the
+    `tpot_s`: median time of a decode step; where a side's steps may end early, the mean step of the
+    median round, of both sides. `tpot_spread`: quartiles of the steps. `layers_left_out`: the share
+    of the layers that those steps did not run, None where all run to their end. `tokens_per_s`
+    counts the
     whole batch. `weight_bytes`: parameters and buffers the engine's model holds.
     `kv_bytes_per_token`: the cache's storage over the tokens there is room for (over those in it,
     where the cache grows). `peak_bytes`: weights, the cache at the workload's full length and the
@@ -188,18 +189,19 @@ class Timed:
         """Whether steps may end early, so that none stands for all."""
         return self.engine.exits is not None
 
-    @property
-    def tpot_s(self) -> float:
-        """Seconds of a decode step."""
-        return fmean(self.steps) if self.leaves else median(self.steps)
+    def rounds(self, turns: int) -> list[float]:
+        """The mean step of every round, of so many turns, in s."""
+        parts = [self.turns[at : at + turns] for at in range(0, len(self.turns), turns)]
+        return [fmean(step for turn in part for step in turn) for part in parts]
 
     def step_share(self, window: Workload, machine: Machine) -> float:
-        """Share of a full step's time that reading its bytes must take."""
+        """Share of a step's time that reading the bytes of all layers must take."""
         least = cost.decode_cost(self.anatomy, window).bytes / machine.bandwidth
-        return least / max(median(self.steps), self.tpot_s)
+        return least / median(self.steps)
 
-    def result(self, window: Workload, machine: Machine) -> Side:
-        tpot = self.tpot_s
+    def result(self, window: Workload, machine: Machine, turns: int | None = None) -> Side:
+        """`turns`: of a round, where the mean step of rounds counts."""
+        tpot = median(self.steps if turns is None else self.rounds(turns))
         layers = len(self.anatomy.layers)
         low, _, high = quantiles(self.steps, n=4)
         return Side(
