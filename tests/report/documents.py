@@ -98,6 +98,46 @@ def evaluation(loss: float = 0.01) -> Document:
     }
 
 
+def exits() -> Document:
+    """What an evaluation of a plan with early exits says besides."""
+    return {
+        "layers": 6,
+        "probe": [1, 3],
+        "tasks": {
+            "piqa": {"left_out": 1 / 6, "exits": 0.25, "depths": {"2": 0.25, "6": 0.75}},
+            "arc_easy": {"left_out": 0.0, "exits": 0.0, "depths": {"6": 1.0}},
+        },
+        "by_input": None,
+        "text": {
+            "left_out": 0.3,
+            "exits": 0.6,
+            "agreement": 0.95,
+            "depths": {"2": 0.3, "3": 0.1, "4": 0.2, "6": 0.4},
+            "agreement_by_depth": {"2": 0.9, "4": 0.95, "6": 1.0},
+            "lens": [
+                {"depth": 1, "plain": 0.1, "translated": None},
+                {"depth": 2, "plain": 0.3, "translated": 0.5},
+                {"depth": 4, "plain": 0.6, "translated": 0.8},
+                {"depth": 6, "plain": 1.0, "translated": None},
+            ],
+            "sample": {
+                "tokens": ["The", " mill", " runs", " on"],
+                "depths": [2, 6, 4, 2],
+                "agree": [True, True, False, True],
+            },
+        },
+        "free": {
+            "prompts": 8,
+            "new": 32,
+            "until_first": 0.625,
+            "same": 0.25,
+            "agreement": 0.7,
+            "by_position": [1.0, 0.4],
+            "left_out": 0.3,
+        },
+    }
+
+
 def flocking() -> Document:
     """What an evaluation of a plan with experts says besides."""
     shares = [(0.5, 0.6 + 0.01 * layer, 0.7, 0.62) for layer in range(6)]
@@ -266,6 +306,11 @@ def hostile() -> Document:
         "fidelity": {"perplexity_dense": 0, "perplexity_planned": math.inf, INJECTION: 1e-300},
         "held_out": {"source": INJECTION, "items": [1, 2, 3]},
         "flocking": hostile_flocking(),
+        "exits": {
+            **exits(),
+            "tasks": {INJECTION: {"depths": {"2": 1.0, INJECTION: 3}}, "x": INJECTION},
+            "free": {"until_first": math.nan, "same": INJECTION},
+        },
     }
     timing = {
         **bench(),

@@ -47,6 +47,7 @@ PARTS = {
     "126 layers": {"plan": documents.plan(126)},
     "200 layers": {"plan": documents.plan(200), "bench": documents.bench()},
     "experts": {"evals": {**documents.evaluation(), "flocking": documents.flocking()}},
+    "exits": {"evals": {**documents.evaluation(), "exits": documents.exits()}},
     "everything": documents.everything(),
     "hostile": documents.hostile(),
 }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skimp.cli import eval_tables, options
+from skimp.cli import eval_tables, leaving, options
 from skimp.cli.common import (
     Run,
     check_keep,
@@ -25,13 +24,12 @@ from skimp.cli.common import (
 from skimp.cli.common import dropped_of as dropped
 from skimp.cli.common import require_tokenizer as tokenizer_of
 from skimp.cli.flocking import flocking_of
+from skimp.cli.measuring import Measured, measure
 from skimp.errors import EvaluationError, SkimpError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from skimp.measure.fidelity import Fidelity
-    from skimp.measure.quality import Evaluation, TaskComparison
     from skimp.models.anatomy import Anatomy
     from skimp.models.load import Loaded
     from skimp.plan import Plan
@@ -144,52 +142,6 @@ def _with_more(
     return {name: plan for name, plan in made.items() if plan is not None}
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was found for one plan, or for the dense model alone (no comparisons then).
-
-    `simulated`: the planned model was scored on tasks in simulated generation mode.
-    """
-
-    dense: Evaluation | None
-    comparisons: Mapping[str, TaskComparison]
-    mean: TaskComparison | None
-    fidelity: Fidelity | None
-    simulated: bool
-
-    def to_dict(self, planned: bool) -> dict[str, Any]:
-        """The `tasks`, `mean`, `simulated` and `fidelity` of a document."""
-        return {
-            "tasks": self._tasks(),
-            "mean": self.mean.to_dict() if self.mean is not None else None,
-            "simulated": self.simulated if self.comparisons else None,
-            "fidelity": self._fidelity(planned),
-        }
-
-    def _tasks(self) -> dict[str, Any]:
-        if self.comparisons or self.dense is None:
-            return {name: one.to_dict() for name, one in self.comparisons.items()}
-        gap = {"planned": None, "difference": None, "interval": None}
-        return {
-            name: {
-                "metric": scores.metric,
-                "dense": scores.value,
-                **gap,
-                "items": len(scores.items),
-            }
-            for name, scores in self.dense.tasks.items()
-        }
-
-    def _fidelity(self, planned: bool) -> dict[str, Any] | None:
-        if self.fidelity is None:
-            return None
-        found = self.fidelity.to_dict()
-        if planned:
-            return found
-        own = ("perplexity_dense", "loss_dense", "tokens", "documents")
-        return {name: value if name in own else None for name, value in found.items()}
-
-
 def held_out_text(
     run: Run, loaded: Loaded, file: Path | None, tokens: int, window: int, plans: Sequence[Plan]
 ) -> Text:
@@ -226,83 +178,6 @@ def held_out_text(
         f"text that the dense model wrote after {len(held_out.OPENINGS)} openings kept for this"
     )
     return Text(documents, f"{source}, seed {seed}")
-
-
-def measure(
-    run: Run,
-    loaded: Loaded,
-    plans: Mapping[str, Plan],
-    tasks: list[str],
-    limit: int | None,
-    text: Text | None,
-) -> dict[str, Measured]:
-    """Score the dense model once and each plan beside it; `{"": …}` without a plan."""
-    from skimp.measure.fidelity import fidelity
-    from skimp.measure.quality import compare, overall
-    from skimp.methods.apply import apply
-    from skimp.methods.experts.section import by_prompt
-    from skimp.methods.registry import check
-    from skimp.models.anatomy import Anatomy
-
-    model, anatomy = loaded.model, Anatomy.of(loaded.model)
-    for each in plans.values():
-        check(each, anatomy)
-
-    def switch(plan: Plan | None) -> Any:
-        return nullcontext() if plan is None else apply(model, plan, anatomy=anatomy)
-
-    if tasks:
-        _refuse_tasks(loaded, plans, tasks, run.seed, switch)
-    dense = _score(run, loaded, tasks, limit, "dense")
-    found: dict[str, Measured] = {}
-    for name, each in (plans or {"": None}).items():
-        comparisons: dict[str, TaskComparison] = {}
-        near, simulated = None, False
-        if dense is not None and each is not None:
-            with switch(each):
-                scores = _score(run, loaded, tasks, limit, name)
-            assert scores is not None
-            comparisons, simulated = compare(dense, scores, seed=run.seed), scores.simulated
-        if text is not None and each is not None and by_prompt(each):
-            near = _answering(run, model, each, text)
-        elif text is not None:
-            near = fidelity(
-                model, lambda each=each: switch(each), text.documents, progress=run.progress
-            )
-        found[name] = Measured(dense, comparisons, overall(comparisons), near, simulated)
-    return found
-
-
-def _refuse_tasks(
-    loaded: Loaded,
-    plans: Mapping[str, Plan],
-    tasks: list[str],
-    seed: int,
-    switch: Callable[[Plan], Any],
-) -> None:
-    """Refuse what a plan's experts cannot be scored on, before the dense model is scored."""
-    from skimp.measure.simulated import refuse_unsimulated
-    from skimp.measure.tasks import load_tasks
-
-    for each in plans.values():
-        if "experts" in each.sections:
-            with switch(each):
-                refuse_unsimulated(loaded.model, load_tasks(tasks, seed))
-
-
-def _answering(run: Run, model: Any, plan: Plan, text: Text) -> Fidelity:
-    """As the engine predicts the second half of each document, having read the first."""
-    from skimp.engine import Engine
-    from skimp.measure.answers import on_answers
-
-    pairs = []
-    for document in text.documents:
-        tokens = document.tolist()
-        half = len(tokens) // 2
-        if half > 1:
-            pairs.append((tokens[:half], tokens[half:]))
-    engines = {"planned": Engine(model, plan)}
-    return on_answers(Engine(model), engines, pairs, progress=run.progress)["planned"]
 
 
 def describe(
@@ -342,6 +217,8 @@ def show(
             run.console.print(eval_tables.tasks_table(part))
         if part.fidelity is not None and text is not None:
             run.console.print(eval_tables.fidelity_table(part.fidelity, text, planned=bool(name)))
+        if part.exits is not None:
+            leaving.show(run, part.exits)
 
 
 def _left_out(plan: Plan) -> str:
@@ -351,19 +228,6 @@ def _left_out(plan: Plan) -> str:
     experts = sections(plan).get("experts")
     kept = [f"FF neurons kept: {neuron_words(**experts.to_dict())}"] if experts else []
     return "; ".join([f"without {', '.join(gone) or 'nothing'}", *kept])
-
-
-def _score(
-    run: Run, loaded: Loaded, tasks: list[str], limit: int | None, name: str
-) -> Evaluation | None:
-    from skimp.measure.quality import evaluate as score
-
-    if not tasks:
-        return None
-    run.progress.note(f"Scoring tasks: {name}.")
-    return score(
-        loaded.model, loaded.tokenizer, tasks, limit=limit, seed=run.seed, progress=run.progress
-    )
 
 
 def check_tasks(tasks: list[str] | None, seed: int) -> None:

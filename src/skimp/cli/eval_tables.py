@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from skimp.cli import figures as numbers
 from skimp.cli import output
 
 if TYPE_CHECKING:
-    from skimp.cli.eval import Measured, Text
+    from skimp.cli.eval import Text
+    from skimp.cli.measuring import Measured
     from skimp.measure.fidelity import Fidelity
 
 
@@ -52,6 +54,7 @@ def fidelity_table(found: Fidelity, text: Text, *, planned: bool) -> Any:
         low, high = found.kl_interval
         spread = f"{numbers.significant(low)} to {numbers.significant(high)}"
         made.add_row("perplexity, planned", numbers.significant(found.perplexity_planned, 4))
-        made.add_row("KL from dense, nats/token", f"{numbers.significant(found.kl)} ({spread})")
+        if not math.isnan(found.kl):
+            made.add_row("KL from dense, nats/token", f"{numbers.significant(found.kl)} ({spread})")
         made.add_row("same likeliest token", numbers.share(found.top1_agreement))
     return made

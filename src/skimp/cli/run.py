@@ -104,7 +104,8 @@ def run_recipe(
     jobs = runner.jobs(wanted, stage, shelf)
     results = _measure(started, wanted, jobs, stage, shelf)
     for result in results:
-        started.console.print(run_tables.results(result))
+        for table in run_tables.results(result):
+            started.console.print(table)
         for line in run_tables.notes(result):
             started.console.print(line)
     from skimp.recipes.document import describe

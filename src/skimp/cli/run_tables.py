@@ -45,22 +45,38 @@ def headline(outcome: Outcome) -> str:
     return f"{name} {_value(cell)}"
 
 
-def results(result: Result) -> Table:
-    """A row for each plan; under each value what it changes, and the paper's figures beside."""
-    job = result.job
+def results(result: Result) -> Iterator[Table]:
+    """A row for each plan; under each value what it changes, and the paper's figures beside.
+
+    What plans with early exits leave out stands in a second table, of those plans alone.
+    """
+    from skimp.recipes.experiments.tasks import LEFT_OUT
+
     names = list(dict.fromkeys(name for cells in result.cells.values() for name in cells))
-    paper = job.experiment.paper
+    title = result.job.experiment.title
+    scores = [name for name in names if not name.endswith(LEFT_OUT)]
+    yield _table(result, title, {name: result.job.kind.titles.get(name, name) for name in scores})
+    gone = {name: name.removesuffix(LEFT_OUT) for name in names if name.endswith(LEFT_OUT)}
+    if gone:
+        yield _table(result, f"{title}: layers left out", gone)
+
+
+def _table(result: Result, title: str, names: dict[str, str]) -> Table:
+    """`names`: the metrics, and what they are called."""
+    paper = result.job.experiment.paper
     columns = ["plan"]
-    for name in names:
-        columns.append(f">{job.kind.titles.get(name, name)}")
+    for name, said in names.items():
+        columns.append(f">{said}")
         if paper is not None and name in paper.figures:
             columns.append(">paper, recalled" if paper.recalled else ">paper")
-    made = output.table(escape(job.experiment.title), *columns)
+    made = output.table(escape(title), *columns)
     made.columns[0].no_wrap = True  # a name that is broken cannot be typed
     for plan, cells in result.cells.items():
+        if not any(name in cells for name in names):
+            continue
         row = [plan]
         for name in names:
-            row.append(_cell(cells[name]))
+            row.append(_cell(cells[name]) if name in cells else numbers.share(None))
             if paper is not None and name in paper.figures:
                 row.append(_paper(paper, name, plan, cells[name]))
         made.add_row(*row)

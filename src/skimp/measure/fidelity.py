@@ -32,7 +32,7 @@ class Fidelity:
     Attributes:
         perplexity_dense, perplexity_planned: exp of the mean losses.
         loss_difference: planned - dense; its 95% interval is paired over documents.
-        kl: mean of KL(dense || planned) over positions.
+        kl: mean of KL(dense || planned) over positions; not a number where it is not measured.
         top1_agreement: share of positions where both find the same token likeliest.
         lost: share where dense was right and planned is wrong; `gained` the converse; `flips`
             both together.
@@ -55,8 +55,10 @@ class Fidelity:
     documents: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: unbounded intervals (of a single document) become None."""
+        """Plain data for JSON: unbounded intervals (of a single document) become None, as does a
+        KL that is not measured."""
         data = asdict(self)
+        data["kl"] = None if math.isnan(self.kl) else self.kl
         for name in ("loss_interval", "kl_interval"):
             data[name] = [bound if math.isfinite(bound) else None for bound in data[name]]
         return data
@@ -127,7 +129,7 @@ def fidelity(
     other = planned if isinstance(planned, nn.Module) else model
     sums = torch.zeros(len(documents), len(_SUMS), dtype=torch.float64)
     with progress.task("fidelity", len(documents)) as step, evaluating(model), evaluating(other):
-        for numbers in _batches(model, lengths, batch_tokens):
+        for numbers in batches(model, lengths, batch_tokens):
             batch = [documents[number] for number in numbers]
             dense = _logits(model, batch, prompt)
             if isinstance(planned, nn.Module):
@@ -147,7 +149,7 @@ def fidelity(
 _SUMS = ("tokens", "dense", "planned", "kl", "agree", "lost", "gained")
 
 
-def _batches(model: nn.Module, lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def batches(model: nn.Module, lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Document numbers of similar length, longest first, within the budget of tokens and logits."""
     config: Any = model.config
     budget = min(batch_tokens, LOGIT_ELEMENTS // config.get_text_config().vocab_size)

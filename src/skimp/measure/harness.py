@@ -19,6 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from skimp.errors import EvaluationError
+from skimp.measure.depths import Leaving
 from skimp.measure.scorer import Scorer, Way, evaluating
 from skimp.progress import SILENT, Progress
 
@@ -30,6 +31,9 @@ class LiveModel(TemplateLM):
 
     Contexts and continuations are encoded by the harness's `_encode_pair`, special tokens follow
     the tokenizer's default, and an empty context becomes the BOS (else EOS) token.
+
+    Attributes:
+        left: with `leaving` the depths of each request's scored tokens, by the id of the request.
     """
 
     def __init__(
@@ -40,13 +44,22 @@ class LiveModel(TemplateLM):
         batch_tokens: int = 2048,
         way: Way = "auto",
         seed: int = 0,
+        leaving: Leaving | None = None,
         progress: Progress = SILENT,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.max_length = resolve_max_length(model.config, tokenizer)
-        self.scorer = Scorer(model, max_length=self.max_length, batch_tokens=batch_tokens, way=way)
+        self.scorer = Scorer(
+            model,
+            max_length=self.max_length,
+            batch_tokens=batch_tokens,
+            way=way,
+            leaving=leaving,
+        )
+        self.left: dict[int, tuple[int, ...]] = {}
+        self._depths: list[tuple[int, ...]] = []
         self._seed = seed
         self._progress = progress
         self._prefix = tokenizer.decode(self.prefix_token_id)
@@ -81,6 +94,7 @@ class LiveModel(TemplateLM):
             if not context and not self.tokenizer.encode(continuation, add_special_tokens=False):
                 raise EvaluationError(_nothing_to_score(request))
         found = super().loglikelihood(requests, disable_tqdm=True)
+        self.left.update(zip(map(id, requests), self._depths, strict=True))
         self._encoded.clear()
         return found
 
@@ -99,7 +113,9 @@ class LiveModel(TemplateLM):
                     f"{self.max_length}: {pair[1][:40]!r}; shorten it."
                 )
         pairs = [(context, continuation) for _, context, continuation in requests]
-        return [(found.logprob, found.greedy) for found in self.scorer.score(pairs, self._progress)]
+        scored = self.scorer.score(pairs, self._progress)
+        self._depths = [found.depths for found in scored]
+        return [(found.logprob, found.greedy) for found in scored]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
@@ -119,6 +135,8 @@ class LiveModel(TemplateLM):
         totals = [0.0] * len(requests)
         for owner, found in zip(owners, self.scorer.score(pairs, self._progress), strict=True):
             totals[owner] += found.logprob
+            before = self.left.get(id(requests[owner]), ())
+            self.left[id(requests[owner])] = before + found.depths
         self._encoded.clear()
         return totals
 

@@ -206,6 +206,18 @@ class Layout:
             owner,
         )
 
+    def first(self) -> Tensor:
+        """For each scored position [n], which of them stands first in its sequence.
+
+        Sequences must have been laid `apart`, so that each position has one.
+        """
+        found, start = torch.arange(len(self.position)), 0
+        for sequence in self.owner:
+            slots = self.slot[start : start + len(sequence.targets)]
+            found[slots] = slots[0]
+            start += len(sequence.targets)
+        return found
+
 
 def attention(rows: Sequence[Row], width: int, window: int | None = None) -> Tensor:
     """Bool [rows, 1, width, width] of who attends to whom; padding attends to itself.

@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
 
 from skimp.errors import EvaluationError
+from skimp.measure.depths import Leaving
 from skimp.measure.items import answer, build_requests, score
 from skimp.measure.metrics import Kind, Metric
 from skimp.measure.scorer import Way
 from skimp.measure.simulated import refuse_unsimulated
 from skimp.measure.statistics import mcnemar, normal_quantile, t_quantile
+from skimp.measure.task_depths import TaskDepths, of_task, refuse_generated
 from skimp.measure.tasks import load_tasks
 from skimp.progress import SILENT, Progress
 
@@ -55,7 +57,8 @@ class Evaluation:
 
     `limit` and `seed` are what was asked for, `way` how the model was run (see
     :class:`skimp.measure.scorer.Scorer`), `seconds` the time the model took. `simulated`: experts
-    were at work in simulated generation mode (see :mod:`skimp.measure.simulated`).
+    were at work in simulated generation mode (see :mod:`skimp.measure.simulated`). `depths`: by
+    task, where its tokens left the model; empty without early exits.
     """
 
     tasks: dict[str, TaskScores]
@@ -64,6 +67,7 @@ class Evaluation:
     way: str
     seconds: float
     simulated: bool = False
+    depths: Mapping[str, TaskDepths] = field(default_factory=dict)
 
     @property
     def items(self) -> int:
@@ -87,6 +91,7 @@ class Evaluation:
                 str(data["way"]),
                 float(data["seconds"]),
                 bool(data.get("simulated", False)),
+                {name: TaskDepths.from_dict(d) for name, d in data.get("depths", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EvaluationError(
@@ -145,6 +150,8 @@ def evaluate(
     seed: int = 0,
     batch_tokens: int = 2048,
     way: Way = "auto",
+    shots: int | None = None,
+    leaving: Leaving | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Score `model` on `tasks` (see :mod:`skimp.measure.tasks` for what may be named).
@@ -155,30 +162,43 @@ def evaluate(
         batch_tokens: tokens per forward pass.
         way: `phased` runs continuations through the KV cache, as decoding does: for plans that
             act while decoding only. Experts that a prompt chooses are simulated otherwise.
+        shots: examples before each item; None as each task says.
+        leaving: where tokens leave `model`, which carries that plan.
 
     Raises:
         EvaluationError: see :func:`skimp.measure.tasks.load_tasks`; also for a missing tokenizer,
             a limit below 1, an item without choices, a task without a metric that can be paired,
-            and experts on a task that cannot be simulated.
+            and experts or exits on a task that cannot be scored with them.
     """
     if tokenizer is None:
         raise EvaluationError(NO_TOKENIZER)
     if limit is not None and limit < 1:
         raise EvaluationError(f"limit: {limit} leaves no items; give at least 1, or none for all.")
-    found = load_tasks(tasks, seed)
+    found = load_tasks(tasks, seed, shots)
     for name, task in found.items():
         build_requests(name, task, limit, seed)
     simulated = refuse_unsimulated(model, found)
+    if leaving is not None:
+        refuse_generated(found)
     from skimp.measure.harness import LiveModel
 
     live = LiveModel(
-        model, tokenizer, batch_tokens=batch_tokens, way=way, seed=seed, progress=progress
+        model,
+        tokenizer,
+        batch_tokens=batch_tokens,
+        way=way,
+        seed=seed,
+        leaving=leaving,
+        progress=progress,
     )
     start = time.perf_counter()
     answer(live, [instance for task in found.values() for instance in task.instances])
     seconds = time.perf_counter() - start
     scores = {name: TaskScores(name, *score(name, task, limit)) for name, task in found.items()}
-    return Evaluation(scores, limit, seed, live.scorer.taken, seconds, simulated)
+    depths = {}
+    if leaving is not None:
+        depths = {name: of_task(task, live.left, leaving.layers) for name, task in found.items()}
+    return Evaluation(scores, limit, seed, live.scorer.taken, seconds, simulated, depths)
 
 
 def compare(dense: Evaluation, planned: Evaluation, *, seed: int = 0) -> dict[str, TaskComparison]:

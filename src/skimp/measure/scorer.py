@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from skimp.errors import EvaluationError
+from skimp.measure.depths import Leaving
 from skimp.measure.packing import (
     ROW_TOKENS,
     Layout,
@@ -38,10 +39,14 @@ PROBE_TAIL = 8
 
 
 class Likelihood(NamedTuple):
-    """`logprob` of a continuation in nats, and whether greedy decoding would produce it."""
+    """`logprob` of a continuation in nats, and whether greedy decoding would produce it.
+
+    `depths`: after how many layers each of its tokens was decided; empty without early exits.
+    """
 
     logprob: float
     greedy: bool
+    depths: tuple[int, ...] = ()
 
 
 class Scorer:
@@ -56,16 +61,26 @@ class Scorer:
         auto: packed where this model, as it stands, is found to give the plain results under it.
 
     Experts that a prompt chooses are simulated, packed or plain (:mod:`skimp.measure.simulated`).
+    With `leaving` tokens leave early (:mod:`skimp.measure.depths`), in one pass as well: from the
+    last token of the context on, as if that had been the first one decoded.
 
     Args:
+        leaving: where tokens leave `model`, which carries that plan.
         max_length: longest input in tokens; longer ones lose their beginning, as in the harness.
         batch_tokens: padded tokens per forward pass (one sequence may exceed it).
     """
 
     def __init__(
-        self, model: nn.Module, *, max_length: int, batch_tokens: int = 2048, way: Way = "auto"
+        self,
+        model: nn.Module,
+        *,
+        max_length: int,
+        batch_tokens: int = 2048,
+        way: Way = "auto",
+        leaving: Leaving | None = None,
     ) -> None:
         self.model: Any = model
+        self.leaving = leaving
         self.max_length = max_length
         self.batch_tokens = batch_tokens
         self.way: Way = way
@@ -106,8 +121,13 @@ class Scorer:
                 "way: experts that a prompt chooses cannot be scored phased, only in simulated "
                 "generation; use auto."
             )
+        if self.leaving is not None and self.way == "phased":
+            raise EvaluationError(
+                "way: early exits are scored in one pass, which gives what decoding would; use "
+                "auto, not phased."
+            )
         sequences = [self._truncated(index, *request) for index, request in enumerate(requests)]
-        if chooser is not None:
+        if chooser is not None or self._by_input:
             sequences = [replace(sequence, apart=True) for sequence in sequences]
         results: dict[int, Likelihood] = {}
         with progress.task(label, len(requests)) as step, evaluating(self.model):
@@ -139,8 +159,21 @@ class Scorer:
         for batch in batches(rows, self.batch_tokens, max(1, LOGIT_ELEMENTS // vocabulary)):
             layout = Layout.of(batch)
             with _simulating(chooser, batch, layout):
-                logits = self._logits(layout, self._inputs(batch, layout))
-            yield _likelihoods(logits, layout)
+                yield self._scored(batch, layout)
+
+    def _scored(self, batch: Sequence[Row], layout: Layout) -> dict[int, Likelihood]:
+        inputs = self._inputs(batch, layout)
+        if self.leaving is None:
+            logits = self._logits(layout, inputs)
+            return _likelihoods(logits, logits.argmax(-1), layout)
+        with self.leaving.watching(layout.position) as states:
+            logits = self._logits(layout, inputs)
+        left = self.leaving.leave(states, logits, layout.first() if self._by_input else None)
+        return _likelihoods(left.logits, left.tokens, layout, left.depths)
+
+    @property
+    def _by_input(self) -> bool:
+        return self.leaving is not None and self.leaving.decide == "input"
 
     def _rows(self, sequences: Sequence[Scored]) -> list[Row]:
         if self.way == "plain" or (self.way == "auto" and not self.takes_masks(0)):
@@ -335,18 +368,28 @@ def _head_sees(model: Any, position: Tensor) -> Iterator[list[bool]]:
             handle.remove()
 
 
-def _likelihoods(logits: Tensor, layout: Layout) -> dict[int, Likelihood]:
-    """Sum each sequence's scored tokens: logits [positions, vocabulary] in any float dtype."""
+def _likelihoods(
+    logits: Tensor, tokens: Tensor, layout: Layout, depths: Tensor | None = None
+) -> dict[int, Likelihood]:
+    """Sum each sequence's scored tokens.
+
+    Args:
+        logits: [positions, vocabulary] in any float dtype.
+        tokens: what the model emits there, [positions]; `depths` [positions]: after which layers.
+    """
     slot, target = layout.slot.to(logits.device), layout.target.to(logits.device)
     # In blocks: a whole copy in fp32 would double the memory of a half-precision batch.
     normaliser = torch.cat([block.float().logsumexp(-1) for block in logits.split(64)])
     logprob = (logits[slot, target].float() - normaliser[slot]).double().cpu()
-    right = (logits.argmax(-1)[slot] == target).cpu()
+    right = tokens.cpu()[layout.slot] == layout.target
+    deep = [] if depths is None else depths[layout.slot].tolist()
     found, start = {}, 0
     for sequence in layout.owner:
         stop = start + len(sequence.targets)
         found[sequence.index] = Likelihood(
-            float(logprob[start:stop].sum()), bool(right[start:stop].all())
+            float(logprob[start:stop].sum()),
+            bool(right[start:stop].all()),
+            tuple(deep[start:stop]),
         )
         start = stop
     return found

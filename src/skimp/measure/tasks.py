@@ -24,8 +24,12 @@ MISSING = (
 )
 
 
-def load_tasks(specs: str | Sequence[str], seed: int = 0) -> dict[str, Any]:
+def load_tasks(
+    specs: str | Sequence[str], seed: int = 0, shots: int | None = None
+) -> dict[str, Any]:
     """The harness's task objects by name, in the order asked for, few-shot examples seeded.
+
+    `shots`: examples before each item, in place of the task's own number.
 
     Raises:
         EvaluationError: the harness is missing; nothing was asked for; a name is unknown; a YAML
@@ -44,6 +48,9 @@ def load_tasks(specs: str | Sequence[str], seed: int = 0) -> dict[str, Any]:
                 found.setdefault(name, task)
                 if _apart(origins.setdefault(name, place), place):
                     raise _ambiguous(name, origins[name], place)
+    if shots is not None:
+        for task in found.values():
+            task.set_config(key="num_fewshot", value=shots)
     return found
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from skimp.errors import PlanError, RecipeError
 from skimp.methods.registry import sections as read_sections
 from skimp.plan import ModelRef, Plan, explain
+from skimp.recipes.exits import FIT, ExitFit, parted
 from skimp.recipes.experiments import kinds
 from skimp.recipes.grid import expand
 from skimp.recipes.recipe import (
@@ -106,6 +107,9 @@ def _as(kind: type, data: Mapping[str, Any], where: str) -> Any:
 
 def _check_sections(sections: Sections, where: str) -> None:
     """Whether the methods know these sections; which model they fit is seen when there is one."""
+    sections, fit = parted(sections)
+    if fit is not None:
+        _as(ExitFit, fit, f"{where}exit.{FIT}.")
     for name, section in sections.items():
         if not isinstance(section, Mapping):
             raise RecipeError(f"{where}{name}: must be a section of a plan, with named settings.")

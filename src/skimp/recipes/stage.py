@@ -13,11 +13,13 @@ import torch
 from skimp.engine import Engine
 from skimp.errors import PlanError, RecipeError
 from skimp.methods.apply import apply
+from skimp.methods.exit.section import by_exit
 from skimp.methods.fit import fit_plan, needs_fit
 from skimp.methods.registry import check
 from skimp.models.anatomy import Anatomy
 from skimp.plan import ModelRef, Plan
 from skimp.progress import SILENT, Progress
+from skimp.recipes.exits import ExitFit, ExitFits, parted
 from skimp.recipes.recipe import DENSE, Recipe
 
 if TYPE_CHECKING:
@@ -28,7 +30,10 @@ _SAMPLE = 4096  # numbers of each weight that its model is known by
 
 @dataclass
 class Stage:
-    """A dense model with its tokenizer, and the recipe's plans for it; `seed` is of every draw."""
+    """A dense model with its tokenizer, and the recipe's plans for it; `seed` is of every draw.
+
+    `fits`: the plans whose exits are to be fitted, which `plans` lack.
+    """
 
     model: Any
     tokenizer: Any
@@ -36,6 +41,8 @@ class Stage:
     plans: Mapping[str, Plan]
     seed: int = 0
     progress: Progress = SILENT
+    fits: Mapping[str, ExitFit] = field(default_factory=dict)
+    _exits: ExitFits | None = None
     _fitted: dict[str, Plan] = field(default_factory=dict)
     _calibration: Calibration | None = None
     _dense: Engine | None = None
@@ -58,15 +65,19 @@ class Stage:
                 "a trained model such as demo with --model."
             )
         anatomy = Anatomy.of(model)
-        plans = {}
+        plans, fits = {}, {}
         for name, sections in recipe.plans.items():
-            plan = Plan(ModelRef.of(anatomy), sections)
+            others, fit = parted(sections)
+            plan = Plan(ModelRef.of(anatomy), others)
             try:
                 check(plan, anatomy)
+                if fit is not None:
+                    fits[name] = ExitFit(**fit)
+                    fits[name].section(anatomy)
             except PlanError as error:
                 raise RecipeError(f"{recipe.path.name}: plans.{name}.{error}") from None
             plans[name] = plan
-        return cls(model, tokenizer, anatomy, plans, seed, progress)
+        return cls(model, tokenizer, anatomy, plans, seed, progress, fits)
 
     def engine(self, plan: str) -> Engine:
         """An engine with the plan on. Only the dense one and the last planned one are kept."""
@@ -91,12 +102,20 @@ class Stage:
             return nullcontext()
         return apply(self.model, self.fitted(plan), anatomy=self.anatomy)
 
+    def exits(self, plan: str) -> bool:
+        """Whether tokens may leave early by the plan."""
+        return plan in self.fits or (plan != DENSE and by_exit(self.plans[plan]) is not None)
+
     def fitted(self, plan: str) -> Plan:
         """The plan with whatever it needs fitted, on calibration text that is made once."""
         if plan not in self._fitted:
             made = self.plans[plan]
             if needs_fit(made, self.anatomy):
                 made = fit_plan(self.model, made, self._text(), progress=self.progress)
+            if plan in self.fits:
+                if self._exits is None:
+                    self._exits = ExitFits(self.model, self.anatomy, self.progress)
+                made = self._exits.fitted(made, self.fits[plan], self._text(), self.seed)
             self._fitted[plan] = made
         return self._fitted[plan]
 

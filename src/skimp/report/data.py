@@ -11,8 +11,9 @@ from skimp.report.documents import (
     read_speed,
     split_evaluations,
 )
-from skimp.report.facts import Flocking, Provenance, Quality, Sample, Selection, Speed
+from skimp.report.facts import Flocking, Leaving, Provenance, Quality, Sample, Selection, Speed
 from skimp.report.flocking import read_flocking
+from skimp.report.leaving import read_leaving
 from skimp.report.provenance import caveats as standing_caveats
 from skimp.report.provenance import model_name, read_provenance, with_calibration
 from skimp.report.reader import Reader, clean
@@ -32,6 +33,7 @@ class ReportData:
     qualities: tuple[Quality, ...] = ()
     speed: Speed | None = None
     flocking: Flocking | None = None
+    leaving: Leaving | None = None
     samples: tuple[Sample, ...] = ()
     provenance: Provenance = Provenance()
 
@@ -83,6 +85,7 @@ class ReportData:
         speed = read_speed(read_bench)
         own = next(iter(evaluations.values()), None)
         flocking = read_flocking(own.child("flocking")) if own else None
+        leaving = read_leaving(own.child("exits")) if own else None
         provenance = read_provenance(
             documents,
             commands=tuple(commands),
@@ -104,6 +107,7 @@ class ReportData:
             qualities=qualities,
             speed=speed,
             flocking=flocking,
+            leaving=leaving,
             samples=sampled,
             provenance=replace(
                 provenance,

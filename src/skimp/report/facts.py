@@ -302,6 +302,61 @@ class Flocking:
 
 
 @dataclass(frozen=True)
+class DepthShares:
+    """Where the tokens of a task or a text leave: `depths` are (layers run, share of tokens),
+    `left_out` is the share of layers left out and `exits` of tokens that leave early."""
+
+    name: str
+    left_out: float | None
+    exits: float | None
+    depths: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class DepthAgreement:
+    """How often the likeliest token after `depth` layers is the full model's; `left` is of the
+    tokens that leave there, by what they emit."""
+
+    depth: int
+    plain: float | None = None
+    translated: float | None = None
+    left: float | None = None
+
+
+@dataclass(frozen=True)
+class DecidedToken:
+    """A token of a text, after how many layers the prediction for it was decided, and whether
+    that is the full model's."""
+
+    text: str
+    depth: int
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class FreeAnswers:
+    """Greedy answers with exits beside the dense model's: shares of tokens, answers and layers."""
+
+    prompts: float | None
+    new: float | None
+    until_first: float | None
+    same: float | None
+    left_out: float | None
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """Where tokens leave a model of `layers` layers early."""
+
+    layers: int
+    groups: tuple[DepthShares, ...] = ()
+    agreement: tuple[DepthAgreement, ...] = ()
+    sample: tuple[DecidedToken, ...] = ()
+    free: FreeAnswers | None = None
+    text_agreement: float | None = None
+
+
+@dataclass(frozen=True)
 class Fact:
     """One named line of the measuring conditions."""
 

@@ -1,7 +1,8 @@
 """`tasks`: multiple choice and the like, scored by lm-evaluation-harness beside the dense model.
 
 Experts act on answers only, and multiple choice writes none: :func:`evaluate` simulates them for a
-model that carries such a plan (:mod:`skimp.measure.simulated`).
+model that carries such a plan (:mod:`skimp.measure.simulated`). Plans with early exits say beside
+each score how many layers their tokens left out.
 """
 
 from __future__ import annotations
@@ -10,34 +11,43 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
+from skimp.measure.depths import Decide, leaving_of
 from skimp.measure.items import build_requests
 from skimp.measure.quality import Evaluation, TaskScores, evaluate, overall
 from skimp.measure.quality import compare as compare_tasks
 from skimp.measure.simulated import refuse_unsimulated
+from skimp.measure.statistics import paired_difference
+from skimp.measure.task_depths import TaskDepths, refuse_generated
 from skimp.measure.tasks import load_tasks
-from skimp.recipes.outcome import Cell, Outcome, compare
+from skimp.recipes.outcome import Cell, Figure, Outcome, compare
 from skimp.recipes.recipe import STRICT
 from skimp.recipes.sources import Count, Place
 from skimp.recipes.stage import Stage
 
 _MEAN = "mean"
+LEFT_OUT = ", left out"
+"""What the names of figures end in that say how many layers were left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tasks:
     """`tasks`: names in `folder` (task YAMLs), or without one names that the harness knows.
 
-    `items`: the first so many of each task; None for all.
+    `items`: the first so many of each task; None for all. `shots`: examples before each item; None
+    as the task says. `decide`: with early exits, whether each scored token has a depth of its own
+    (token), or its input one for all (input), as when one token answers it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     tasks: tuple[str, ...]
     folder: str | None = None
     items: Count | None = None
+    shots: Annotated[int, Field(strict=True, ge=0)] | None = None
+    decide: Decide = "token"
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class Scored:
     items: int
     digest: str
     stage: Stage
+    shots: int | None = None
+    decide: Decide = "token"
     skipped: int = 0
 
     @property
@@ -60,12 +72,17 @@ class Scored:
         """Every task's primary metric, item by item."""
         stage = self.stage
         with stage.applied(plan):
+            leaving = None
+            if stage.exits(plan):
+                leaving = leaving_of(stage.model, stage.fitted(plan), self.decide)
             found = evaluate(
                 stage.model,
                 stage.tokenizer,
                 self.specs,
                 limit=self.limit,
                 seed=stage.seed,
+                shots=self.shots,
+                leaving=leaving,
                 progress=stage.progress,
             )
         details = {
@@ -74,7 +91,23 @@ class Scored:
             "way": found.way,
             "simulated": found.simulated,
         }
-        return Outcome({n: scores.primary for n, scores in found.tasks.items()}, details=details)
+        if found.depths:
+            details["exits"] = {name: one.to_dict() for name, one in found.depths.items()}
+            details["probe"] = list(stage.fitted(plan).sections["exit"]["probe"])
+        scores = {name: scores.primary for name, scores in found.tasks.items()}
+        return Outcome(scores, _left_out(found.depths), details)
+
+
+def _left_out(depths: Mapping[str, TaskDepths]) -> dict[str, Figure]:
+    """The share of layers left out in each task, and the unweighted mean of tasks."""
+    found = {}
+    for name, one in depths.items():
+        spread = paired_difference([0.0] * len(one.items), one.items)
+        found[f"{name}{LEFT_OUT}"] = Figure(one.left_out, spread.pair, True)
+    if len(depths) > 1:
+        mean = sum(one.left_out for one in depths.values()) / len(depths)
+        found[f"{_MEAN}{LEFT_OUT}"] = Figure(mean, None, True)
+    return found
 
 
 class TasksKind:
@@ -88,16 +121,19 @@ class TasksKind:
 
     def check(self, settings: Tasks, place: Place) -> None:
         """See :class:`skimp.recipes.experiments.base.Kind`."""
-        load_tasks(_specs(settings, place))
+        load_tasks(_specs(settings, place), shots=settings.shots)
 
     def prepare(self, settings: Tasks, place: Place, stage: Stage) -> Scored:
         """See :class:`skimp.recipes.experiments.base.Kind`.
 
         Raises:
-            EvaluationError: a plan has experts, which cannot be simulated on one of the tasks.
+            EvaluationError: a plan has experts or exits, which one of the tasks cannot be scored
+                with.
         """
         specs = _specs(settings, place)
-        found = load_tasks(specs, stage.seed)
+        found = load_tasks(specs, stage.seed, settings.shots)
+        if any(map(stage.exits, stage.plans)):
+            refuse_generated(found)
         thinning = next((n for n, plan in stage.plans.items() if "experts" in plan.sections), None)
         if thinning is not None:
             with stage.applied(thinning):
@@ -110,23 +146,39 @@ class TasksKind:
             requests = [[i.doc_id, i.idx, i.request_type, i.args] for i in task.instances]
             items = list(task.doc_iterator(limit=settings.items))
             digest.update(json.dumps([name, requests, items], default=str).encode())
-        return Scored(specs, settings.items, tuple(found), count, digest.hexdigest(), stage)
+        return Scored(
+            specs=specs,
+            limit=settings.items,
+            names=tuple(found),
+            items=count,
+            digest=digest.hexdigest(),
+            stage=stage,
+            shots=settings.shots,
+            decide=settings.decide,
+        )
 
     def compare(self, dense: Outcome | None, planned: Outcome, seed: int) -> dict[str, Cell]:
         """The tasks' cells, and the unweighted mean of those that are means of shares."""
         cells = compare(dense, planned, seed)
-        shares = [name for name, cell in cells.items() if cell.share]
+        shares = [name for name in planned.metrics if cells[name].share]
         if len(shares) < 2:
             return cells
         if dense is None or dense is planned:
             value = sum(cells[name].value for name in shares) / len(shares)
-            return {**cells, _MEAN: Cell(value, True, True)}
+            return _with_mean(cells, Cell(value, True, True))
         pairs = compare_tasks(_evaluation(dense, shares), _evaluation(planned, shares), seed=seed)
         mean = overall(pairs)
         if mean is None:
             return cells
         cell = Cell(mean.planned, True, True, mean.dense, mean.difference, mean.interval)
-        return {**cells, _MEAN: cell}
+        return _with_mean(cells, cell)
+
+
+def _with_mean(cells: dict[str, Cell], mean: Cell) -> dict[str, Cell]:
+    """The mean behind the scores, before what is said of exits."""
+    left_out = {name: cell for name, cell in cells.items() if name.endswith(LEFT_OUT)}
+    scores = {name: cell for name, cell in cells.items() if name not in left_out}
+    return {**scores, _MEAN: mean, **left_out}
 
 
 def _specs(settings: Tasks, place: Place) -> tuple[str, ...]:
