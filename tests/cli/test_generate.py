@@ -89,3 +89,19 @@ def test_mistakes_are_named(skimp: Skimp, folder: Path, words: list[str], named:
 def test_random_weights_have_no_words(skimp: Skimp) -> None:
     words = ("generate", "random:smollm2-135m,layers=1", "a")
     assert "tokenizer" in complaint(skimp(*words, code=2))
+
+
+def test_tokens_may_leave_early(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    from skimp.models.anatomy import Anatomy
+    from skimp.models.load import load
+    from skimp.plan import Plan
+
+    section = {"probe": [0], "rule": "threshold", "translator": "plain", "threshold": -1.0}
+    anatomy = Anatomy.of(load(str(folder)).model)
+    plan = Plan.empty(anatomy).with_section("exit", section)
+    plan.write(tmp_path / "exit.yaml")
+    words = ("--max-new-tokens", "6", "--json", "g.json", "--exit", tmp_path / "exit.yaml")
+    result = skimp("generate", folder, "The river", *words)
+    found = read(tmp_path / "g.json")
+    assert found["depths"] == [1] * (found["tokens"]["new"] - 1)
+    assert "of the layers were left out" in result.stderr

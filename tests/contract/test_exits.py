@@ -182,6 +182,28 @@ def test_the_batch_decides_nothing(model: nn.Module, probed: Sample, kv: str) ->
         assert_close(torch.stack(found[row]), together[:, row])
 
 
+@pytest.mark.parametrize("kv", ("exact", "propagate"))
+def test_who_has_ended_holds_nobody_up(model: nn.Module, probed: Sample, kv: str) -> None:
+    """A sequence that nobody listens to changes nothing for the others, and keeps no layer on."""
+    engine = Engine(model, exits(model, kv=kv))
+    (row, *_) = prompts(BATCH, CUT)
+    rows = [row[::-1], row]
+    tokens = torch.tensor([[4, 5], [6, 7], [8, 9]])
+    layers = len(engine.anatomy.layers)
+    depths = torch.tensor([[layers, 2, layers], [2, layers, 1]])
+    both = []
+    with scripted(engine, torch.cat([torch.zeros(2, CUT), depths], 1)):
+        _, state = engine.prefill(rows, 4)
+        state.idle = torch.tensor([True, False])
+        for step in tokens:
+            both.append(engine.decode(state, step)[1])
+            assert state.exits.ran == depths[1, len(both) - 1]
+    with scripted(engine, torch.cat([torch.zeros(1, CUT), depths[1:]], 1)):
+        _, state = engine.prefill(rows[1:], 4)
+        alone = [engine.decode(state, step[1:])[0] for step in tokens]
+    assert_close(torch.stack(both), torch.stack(alone))
+
+
 def steps(engine: Engine, rows: list[list[int]], tokens: Tensor) -> tuple[Tensor, list[list[int]]]:
     """Logits [1 + steps, B, V] and the depths of every step."""
     logits, state = engine.prefill(rows, len(tokens) + 2)

@@ -38,6 +38,7 @@ def test_the_json_form(stage: Stage) -> None:
         "kv_bytes_per_token",
         "peak_bytes",
         "roofline_share",
+        "layers_left_out",
     }
     assert set(found["dense"]) == set(found["planned"]) == side
     assert {"prefill", "decode", "decode_interval"} <= set(found["speedup"])

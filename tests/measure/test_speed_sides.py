@@ -16,6 +16,9 @@ from skimp.measure import cost, speed, timed
 from skimp.measure.machine import Machine
 from skimp.measure.oracle import Overheads, predict
 from skimp.measure.speed import Collected
+from skimp.measure.timed import Schedule
+from skimp.models.anatomy import Anatomy
+from skimp.plan import Plan
 from skimp.workload import Workload
 
 
@@ -236,3 +239,38 @@ def test_the_real_clock_measures_something() -> None:
         assert 0 < side.tpot_s < 60
         assert 0 < side.prefill_s < 60
         assert isinstance(side.weight_bytes, int)
+
+
+def test_steps_that_may_end_early_are_timed_by_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them stands for all: what was left out is the mean, and pairs are whole rounds."""
+    model = build("llama")
+    section = {"probe": [0], "rule": "threshold", "translator": "plain", "threshold": -1.0}
+    plan = Plan.empty(Anatomy.of(model)).with_section("exit", section)
+    layers = len(Anatomy.of(model).layers)
+    text = torch.arange(3, 60)
+    seen: list[int] = []
+    pairs = speed.median_interval
+    monkeypatch.setattr(
+        speed, "median_interval", lambda ratios: seen.append(len(ratios)) or pairs(ratios)
+    )
+    found = speed.compare_speed(
+        model, plan, Workload.parse("9+12x2"), machine=MACHINE, rounds=7, text=text
+    )
+    assert found.dense.layers_left_out is None and found.planned is not None
+    assert found.planned.layers_left_out is not None
+    # All leave after the first of the layers, but for steps that make good what waits.
+    assert 0.4 < found.planned.layers_left_out <= 1 - 1 / layers
+    assert seen == [7, 7]
+
+
+def test_prompts_are_cut_from_a_text() -> None:
+    schedule = Schedule.of(
+        Workload.parse("9+12x2"),
+        4,
+        torch.device("cpu"),
+        Anatomy.of(build("llama")),
+        torch.arange(100, 140),
+    )
+    tokens = schedule.prompt(torch.Generator().manual_seed(0))
+    assert tokens.shape == (2, schedule.start)
+    assert bool(((tokens.diff() == 1) | (tokens.diff() == -39)).all())

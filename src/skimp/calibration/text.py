@@ -93,6 +93,11 @@ def bundled_prompts() -> tuple[Prompt, ...]:
     return tuple(Prompt(**json.loads(line)) for line in text.splitlines())
 
 
+def bundled_tokens(tokenizer: Any) -> Tensor:
+    """The prompts one after the other as tokens [N], as a model of this tokenizer reads them."""
+    return torch.cat([_encode(prompt, tokenizer) for prompt in bundled_prompts()])
+
+
 def calibrate(
     model: nn.Module,
     tokenizer: Any,

@@ -13,6 +13,7 @@ from skimp.cli.common import Run, check_keep, read_plan, require_dense, with_exi
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import Tensor
 
     from skimp.models.load import Loaded
     from skimp.plan import Plan
@@ -100,10 +101,21 @@ def measure(
         rounds=rounds,
         steps=steps,
         seed=run.seed,
+        text=_text(loaded, plan),
         progress=run.progress,
     )
     header = run.loaded_header(loaded, Anatomy.of(loaded.model), plan or loaded.plan)
     return {**header, **result.as_dict(), "measured": result.machine.as_dict()}
+
+
+def _text(loaded: Loaded, plan: Plan | None) -> Tensor | None:
+    """Text to read, where it decides how much is left out; random weights know none."""
+    from skimp.calibration.text import bundled_tokens
+    from skimp.methods.exit.section import by_exit
+
+    if by_exit(plan) is None or loaded.tokenizer is None:
+        return None
+    return bundled_tokens(loaded.tokenizer)
 
 
 def show(run: Run, document: dict[str, Any]) -> None:
@@ -132,6 +144,9 @@ def _sides(document: dict[str, Any]) -> Table:
         row(label, document, name, form)
         if name in document["predicted"]["dense"]:
             row("  predicted", document["predicted"], name, form)
+    left = (document["planned"] or {}).get("layers_left_out")
+    if left is not None:
+        made.add_row("layers left out", "", numbers.share(left), "")
     return made
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skimp.cli import options, output
+from skimp.cli import figures, options, output
 from skimp.cli.common import (
     Run,
     check_keep,
@@ -18,7 +18,6 @@ from skimp.cli.common import (
     with_exit,
     with_experts,
 )
-from skimp.cli.figures import seconds, significant
 from skimp.errors import SkimpError
 
 if TYPE_CHECKING:
@@ -162,9 +161,11 @@ def _answer(run: Run, engine: Engine, request: Request) -> dict[str, Any]:
     """Stream the answer to the screen; the verb's own keys of the document."""
     screen = sys.stderr if run.json_file == output.STDOUT else sys.stdout
     generation = engine.start(request)
-    written = 0
+    written, depths = 0, list[int]()
     for step in generation:
         piece = step.pieces[0] or ""
+        if step.depths is not None and step.tokens[0] is not None:
+            depths.append(step.depths[0])
         written += len(piece)
         screen.write(piece)
         screen.flush()
@@ -174,19 +175,23 @@ def _answer(run: Run, engine: Engine, request: Request) -> dict[str, Any]:
     screen.flush()
     timing, prompt = generation.timing, len(request.prompts[0])
     run.progress.note(_speed_words(prompt, len(answer.tokens), answer.ended, timing))
+    if depths:
+        left = 1 - sum(depths) / len(depths) / len(engine.anatomy.layers)
+        run.progress.note(f"{figures.share(left)} of the layers were left out, token by token.")
     return {
         "text": text,
         "tokens": {"prompt": prompt, "new": len(answer.tokens)},
         "prefill_s": timing.prefill_s,
         "tokens_per_s": timing.tokens_per_s,
         "stopped": answer.ended,
+        "depths": depths if engine.exits is not None else None,
     }
 
 
 def _speed_words(prompt: int, new: int, ended: str, timing: Timing) -> str:
-    words = f"{prompt} prompt tokens read in {seconds(timing.prefill_s)}, {new} new tokens"
+    words = f"{prompt} prompt tokens read in {figures.seconds(timing.prefill_s)}, {new} new tokens"
     if timing.tokens_per_s:
-        words += f" at {significant(timing.tokens_per_s)} tokens/s"
+        words += f" at {figures.significant(timing.tokens_per_s)} tokens/s"
     why = {
         "end": "",
         "stop": " (up to --stop)",

@@ -61,7 +61,8 @@ class Exits:
     """Runs the steps of one engine's requests, and ends them early.
 
     Attributes:
-        places: where steps may be entered and left (place i: before layer i).
+        looks: the probe by the place where it looks (place i: before layer i), in order.
+        places: where steps may be entered and left.
         script: decides instead of the controller, for measurements; every probe is still paid for.
     """
 
@@ -80,9 +81,9 @@ class Exits:
             sum(layer.source <= source for layer in anatomy.layers): index
             for index, source in enumerate(self.probes.sources)
         }
-        self._looks = {place: index for place, index in sorted(places.items()) if place}
+        self.looks = {place: index for place, index in sorted(places.items()) if place}
         every = range(self.layers + 1)
-        self.places = frozenset({0, *self._looks, self.layers} if self.exact else every)
+        self.places = frozenset({0, *self.looks, self.layers} if self.exact else every)
         self.attentive = frozenset(
             at for at, layer in enumerate(anatomy.layers) if layer.attention.state == KEEP
         )
@@ -102,7 +103,7 @@ class Exits:
         deep = self.exact and carried.waiting >= self.section.max_pending
         depths = torch.full_like(decided, self.layers, dtype=torch.long)
         trace, found = self.probes.begin(state.batch), None
-        for place, index in self._looks.items():
+        for place, index in self.looks.items():
             self._go(flight, place, carried, decided)
             if not decided.all():
                 look = self.probes.look(index, flight.last, trace)
@@ -164,8 +165,9 @@ class Exits:
             while flight.at < place:
                 kept = flight.hidden
                 flight.to(flight.at + 1)
-                assert kept is not None and flight.hidden is not None
-                flight.hidden = torch.where(decided[:, None, None], kept, flight.hidden)
+                assert flight.hidden is not None
+                if kept is not None:
+                    flight.hidden = torch.where(decided[:, None, None], kept, flight.hidden)
         else:
             flight.to(place)
         flight.take(carried, place)

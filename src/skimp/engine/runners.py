@@ -151,7 +151,8 @@ class PlainRunner:
         return False
 
     def walk(self, state: State, stretch: Stretch, tokens: Tensor, end: int) -> Tensor:
-        cache = self._part(state.cache, range(stretch.first, stretch.last))
+        layers = range(stretch.first, stretch.last)
+        cache = self._part(state.cache, layers, end - tokens.shape[1])
         try:
             with guided(stretch):
                 return self._run(state, cache, tokens, end)
@@ -159,7 +160,8 @@ class PlainRunner:
             return left.hidden
 
     def project(self, state: State, projection: Projection, end: int) -> None:
-        cache = self._part(state.cache, range(projection.first, projection.layers))
+        layers = range(projection.first, projection.layers)
+        cache = self._part(state.cache, layers, end - 1)
         cache.update = _storing(cache.update)
         try:
             with guided(projection):
@@ -181,18 +183,19 @@ class PlainRunner:
         )
         return output.logits[:, -1]
 
-    def _part(self, cache: Any, layers: range) -> Any:
-        """The cache as a stretch of layers sees it, for masks are made by its first entry's length.
+    def _part(self, cache: Any, layers: range, start: int) -> Any:
+        """The cache as a stretch of layers sees it that goes on at column `start`.
 
-        Layers that have not come as far, or further, are hidden behind one of the stretch's own.
+        Masks are made by the length of the first entry, so layers that have come further, or not as
+        far, are hidden behind one that is as long, of which no number is read.
         """
         own = {index for at, index in self._indices.items() if at in layers}
+        ended = copy.copy(cache.layers[0])
+        ended.keys, ended.values = (
+            held[:, :, :1].expand(-1, -1, start, -1) for held in (ended.keys, ended.values)
+        )
         part = copy.copy(cache)
-        if own:
-            first = cache.layers[min(own)]
-            part.layers = [
-                each if index in own else first for index, each in enumerate(cache.layers)
-            ]
+        part.layers = [each if at in own else ended for at, each in enumerate(cache.layers)]
         return part
 
 

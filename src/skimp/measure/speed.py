@@ -171,6 +171,7 @@ def compare_speed(
     rounds: int = _LEAST_ROUNDS,
     steps: int = 32,
     seed: int = 0,
+    text: Tensor | None = None,
     progress: Progress = SILENT,
     machine: Machine | None = None,
 ) -> SpeedComparison:
@@ -184,6 +185,7 @@ def compare_speed(
         rounds: prefills of each side, at least 6.
         steps: decode steps of each side and round at most.
         seed: of the random prompts; both sides read the same ones.
+        text: tokens that prompts are cut from instead, since tokens leave early by what is said.
         machine: what roofline and prediction are drawn from; measured if None.
 
     Raises:
@@ -199,7 +201,7 @@ def compare_speed(
     check_workload(dense.anatomy, workload, like.device)
     planned = None if plan is None else Timed(Engine(model, plan))
     sides = [dense] if planned is None else [dense, planned]
-    schedule = Schedule.of(workload, steps, like.device, dense.anatomy)
+    schedule = Schedule.of(workload, steps, like.device, dense.anatomy, text)
     _time(sides, schedule, rounds, seed, progress)
 
     window = schedule.window
@@ -207,13 +209,15 @@ def compare_speed(
     if machine is None and max(side.step_share(window, measured) for side in sides) > 1:
         # Faster than the yardstick: it was taken while the machine was busy.
         measured = profile(like.device, like.dtype, fresh=True)
+    # Where steps may end early, none stands for all.
+    turns = len(schedule.turns) if any(side.leaves for side in sides) else None
     foretold = [_foretold(side, schedule, measured) for side in sides]
     whole = (dense.anatomy, planned.anatomy, workload) if planned else None
     return SpeedComparison(
         workload=workload,
-        dense=dense.result(window, measured),
-        planned=planned.result(window, measured) if planned else None,
-        speedup=_speedup(dense, planned) if planned else None,
+        dense=dense.result(window, measured, turns),
+        planned=planned.result(window, measured, turns) if planned else None,
+        speedup=_speedup(dense, planned, turns) if planned else None,
         byte_bound=cost.byte_bound(*whole) if whole else None,
         compute_bound=cost.compute_bound(*whole) if whole else None,
         predicted=Predicted.of(foretold[0], foretold[1] if planned else None),
@@ -269,11 +273,13 @@ def _foretold(side: Timed, schedule: Schedule, machine: Machine) -> Times:
     return Times(prefill.prefill_s, decode.tpot_s)
 
 
-def _speedup(dense: Timed, planned: Timed) -> Speedup:
-    pairs = {
-        "prefill": (dense.prefills, planned.prefills),
-        "decode": ([median(t) for t in dense.turns], [median(t) for t in planned.turns]),
-    }
+def _speedup(dense: Timed, planned: Timed, turns: int | None) -> Speedup:
+    """Paired by turn, or by round where that has so many `turns`."""
+    decode = [
+        [median(turn) for turn in side.turns] if turns is None else side.rounds(turns)
+        for side in (dense, planned)
+    ]
+    pairs = {"prefill": (dense.prefills, planned.prefills), "decode": decode}
     found: dict[str, Any] = {}
     for name, (before, after) in pairs.items():
         ratio = median_interval([a / b for a, b in zip(before, after, strict=True)])

@@ -4,8 +4,8 @@ import gc
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from statistics import median, quantiles
+from dataclasses import dataclass, field
+from statistics import fmean, median, quantiles
 from typing import Any
 
 import torch
@@ -29,7 +29,10 @@ _WARM = 2  # decode steps of the request before: the second shows what a step ad
 class Side:
     """One side's figures. Times in s, sizes in bytes.
 
-    `tpot_s`: median time of a decode step, `tpot_spread` its quartiles. `tokens_per_s` counts the
+    `tpot_s`: median time of a decode step; where a side's steps may end early, the mean step of the
+    median round, of both sides. `tpot_spread`: quartiles of the steps. `layers_left_out`: the share
+    of the layers that those steps did not run, None where all run to their end. `tokens_per_s`
+    counts the
     whole batch. `weight_bytes`: parameters and buffers the engine's model holds.
     `kv_bytes_per_token`: the cache's storage over the tokens there is room for (over those in it,
     where the cache grows). `peak_bytes`: weights, the cache at the workload's full length and the
@@ -45,6 +48,7 @@ class Side:
     kv_bytes_per_token: float
     peak_bytes: int
     roofline_share: float
+    layers_left_out: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Schedule:
     """What every round does: which contexts are timed, in turns of how many steps.
 
     `start`: tokens in the cache before the first timed step. `together`: whether both sides'
-    caches fit into memory at once.
+    caches fit into memory at once. `text`: tokens that prompts are cut from, for plans whose speed
+    hangs on what is said; else prompts are drawn at random.
     """
 
     workload: Workload
@@ -68,10 +73,16 @@ class Schedule:
     turns: tuple[int, ...]
     vocabulary: int
     together: bool
+    text: Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
-        cls, workload: Workload, steps: int, device: torch.device, anatomy: Anatomy
+        cls,
+        workload: Workload,
+        steps: int,
+        device: torch.device,
+        anatomy: Anatomy,
+        text: Tensor | None = None,
     ) -> "Schedule":
         """Time at most `steps` steps, the ones in the middle of the workload's new tokens."""
         steps = max(1, min(steps, workload.new))
@@ -85,6 +96,7 @@ class Schedule:
             turns=turns,
             vocabulary=anatomy.vocabulary,
             together=both <= available_bytes(device),
+            text=text,
         )
 
     @property
@@ -99,9 +111,12 @@ class Schedule:
         return (1,) * min(_WARM, room)
 
     def prompt(self, generator: torch.Generator) -> Tensor:
-        """Random tokens [batch, start]: the prompt and what is read before the timed steps."""
+        """Tokens [batch, start]: the prompt and what is read before the timed steps."""
         shape = (self.workload.batch, self.start)
-        return torch.randint(self.vocabulary, shape, generator=generator)
+        if self.text is None:
+            return torch.randint(self.vocabulary, shape, generator=generator)
+        first = torch.randint(len(self.text), (shape[0], 1), generator=generator)
+        return self.text[(first + torch.arange(shape[1])) % len(self.text)]
 
 
 class Timed:
@@ -117,6 +132,7 @@ class Timed:
         self._cached: list[int] = []
         self._kv_bytes_per_token = 0.0
         self._peak = 0
+        self._ran: list[int] = []
 
     def warm_up(self, schedule: Schedule, tokens: Tensor) -> None:
         """Make the decode step, and serve a request that is not timed, but weighed."""
@@ -132,7 +148,7 @@ class Timed:
         left = schedule.workload.prompt + new - schedule.start - steps
         full = after + max(0, after - before) * left
         self._peak = self._weight_bytes + full + max(0, meter.peak - after)
-        for record in (self.prefills, self.turns, self._cached):
+        for record in (self.prefills, self.turns, self._cached, self._ran):
             record.clear()
 
     def serve(self, schedule: Schedule, tokens: Tensor, turns: tuple[int, ...]) -> Serving:
@@ -155,6 +171,8 @@ class Timed:
             for _ in range(steps):
                 picked = engine.decode(state, picked).argmax(-1)
                 clock.lap()
+                if state.exits is not None:
+                    self._ran.append(state.exits.ran)
             self.turns.append(clock.laps())
             held = cache_bytes(cache_tensors(state.cache))
             self._kv_bytes_per_token = held / (work.batch * columns(engine, state))
@@ -166,13 +184,25 @@ class Timed:
         """Seconds of every timed decode step."""
         return [seconds for turn in self.turns for seconds in turn]
 
+    @property
+    def leaves(self) -> bool:
+        """Whether steps may end early, so that none stands for all."""
+        return self.engine.exits is not None
+
+    def rounds(self, turns: int) -> list[float]:
+        """The mean step of every round, of so many turns, in s."""
+        parts = [self.turns[at : at + turns] for at in range(0, len(self.turns), turns)]
+        return [fmean(step for turn in part for step in turn) for part in parts]
+
     def step_share(self, window: Workload, machine: Machine) -> float:
-        """Share of a step's time that reading its bytes must take."""
+        """Share of a step's time that reading the bytes of all layers must take."""
         least = cost.decode_cost(self.anatomy, window).bytes / machine.bandwidth
         return least / median(self.steps)
 
-    def result(self, window: Workload, machine: Machine) -> Side:
-        tpot = median(self.steps)
+    def result(self, window: Workload, machine: Machine, turns: int | None = None) -> Side:
+        """`turns`: of a round, where the mean step of rounds counts."""
+        tpot = median(self.steps if turns is None else self.rounds(turns))
+        layers = len(self.anatomy.layers)
         low, _, high = quantiles(self.steps, n=4)
         return Side(
             prefill_s=median(self.prefills),
@@ -183,6 +213,7 @@ class Timed:
             kv_bytes_per_token=self._kv_bytes_per_token,
             peak_bytes=self._peak,
             roofline_share=self.step_share(window, machine),
+            layers_left_out=1 - fmean(self._ran) / layers if self._ran else None,
         )
 
 

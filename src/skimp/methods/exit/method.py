@@ -19,6 +19,7 @@ class ExitMethod:
 
     name = SECTION
     schema = ExitFile
+    on_planned = True
 
     def read(self, data: Mapping[str, Any]) -> Exit:
         return read_section(data)
@@ -37,7 +38,7 @@ class ExitMethod:
     ) -> dict[str, Tensor]:
         from skimp.methods.exit.fit import fit_values
 
-        return fit_values(section, anatomy, replay, progress)
+        return fit_values(section, replay, progress)
 
     def apply(self, section: Exit, work: Applying) -> None:
         """Only see that the engine can do it: a model by itself knows no early exit."""
