@@ -76,12 +76,7 @@ class Exits:
         head = Head.of(model)
         self.vocabulary = len(head.weight)
         self.probes = Probes(section, values, norm, head)
-        # Where whole layers are gone, a probe comes after the last one before it that is there.
-        places = {
-            sum(layer.source <= source for layer in anatomy.layers): index
-            for index, source in enumerate(self.probes.sources)
-        }
-        self.looks = {place: index for place, index in sorted(places.items()) if place}
+        self.looks = section.places(anatomy)
         every = range(self.layers + 1)
         self.places = frozenset({0, *self.looks, self.layers} if self.exact else every)
         self.attentive = frozenset(

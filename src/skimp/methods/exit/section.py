@@ -71,6 +71,17 @@ class Exit:
         """The same as published: no translators, and the full head at every probe."""
         return replace(self, translator="plain", candidates=0, screen=0)
 
+    def places(self, planned: Anatomy) -> dict[int, int]:
+        """The number of a probe by the layers of the planned model that come before it, ascending.
+
+        Where whole layers are gone, a probe comes after the last one before it that is there.
+        """
+        found = {
+            sum(layer.source <= source for layer in planned.layers): number
+            for number, source in enumerate(self.probe)
+        }
+        return {place: number for place, number in sorted(found.items()) if place}
+
     def to_dict(self) -> dict[str, Any]:
         data = {**vars(self), "probe": list(self.probe)}
         return {name: value for name, value in data.items() if value is not None}
