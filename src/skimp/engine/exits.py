@@ -44,12 +44,13 @@ class Carried:
 
     `pending`: the last columns, in order; those before have come further, so places fall. `depths`:
     after how many layers each sequence's last token was decided, all of them where none was left
-    out. `ran`: how many the step ran.
+    out. `ran`: how many the step ran; `head`: whether it read the full head behind them.
     """
 
     pending: list[Pending] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     ran: int = 0
+    head: bool = True
 
     @property
     def waiting(self) -> int:
@@ -116,6 +117,7 @@ class Exits:
             self._go(flight, self.layers, carried, decided)
         self._leave(flight, carried)
         carried.depths, carried.ran = depths.tolist(), flight.at
+        carried.head = flight.found is not None
         if found is None:  # every sequence had ended
             found = flight.last.new_zeros(state.batch, self.vocabulary)
         return found
