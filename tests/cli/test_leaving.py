@@ -52,6 +52,10 @@ def test_tasks_and_text_say_where_tokens_leave(
     assert len(exits["text"]["sample"]["tokens"]) == 63
     assert found["fidelity"]["kl"] is None and found["fidelity"]["perplexity_planned"] > 1
     assert found["fidelity"]["top1_agreement"] == exits["text"]["agreement"]
+    skimp("report", "--eval", "e.json", "--out", "r.html")
+    html = (tmp_path / "r.html").read_text()
+    assert 'id="exits"' in html and "tiny_choice: share of tokens by the layers" in html
+    assert html.count('class="depth depth-') >= 63
 
 
 @pytest.mark.eval

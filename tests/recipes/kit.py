@@ -14,6 +14,7 @@ from skimp.recipes.read import read_recipe
 from skimp.recipes.recipe import Recipe
 from skimp.recipes.stage import Stage
 
+ROOT_RECIPES = Path(__file__).parents[2] / "recipes"
 WORDS = ["river", "mill", "old", "bridge", "lamps", "town", "tower", "hill"]
 TASK: dict[str, Any] = {
     "task": "tiny_choice",

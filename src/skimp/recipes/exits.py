@@ -8,7 +8,7 @@ was broken off goes on with them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from skimp.methods.exit.fit import Fitter
 
 FIT = "fit"
+_TOKENS = 3000  # that rules are trained on, and as many that thresholds are calibrated on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +92,17 @@ class ExitFits:
         results = [each.to_dict() for each in way.results]
         return made.with_evidence(**{SECTION: {"levels": results}})
 
-    def _on(self, plan: Plan, section: Exit, text: Calibration, seed: int) -> Fitter:
+    def _on(self, plan: Plan, section: Exit, calibration: Calibration, seed: int) -> Fitter:
         from skimp.methods.exit.fit import Fitter
 
         key = repr((dict(plan.sections), section.probe, seed))
         if self._fitter is None or self._fitter[0] != key:
             self._fitter = None  # free before the next takes memory
-            replay = Replay(self.model, pack(text.documents))
+            replay = Replay(self.model, pack(calibration.documents))
             made = Fitter(replay, section.probe, seed=seed, progress=self.progress)
+            # Every probe reads the full head: by all tokens, that would take longer than the tasks.
+            text = made.text
+            control, promise = text.control.some(_TOKENS, seed), text.promise.some(_TOKENS, seed)
+            made.text = replace(text, control=control, promise=promise)
             self._fitter = (key, made)
         return self._fitter[1]

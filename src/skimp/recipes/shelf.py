@@ -22,7 +22,7 @@ from skimp.models.cache import root, write_json
 from skimp.recipes.outcome import Outcome
 
 FORMAT = 1
-_LIBRARIES = ("torch", "transformers", "tokenizers", "rouge_score", "lm_eval")
+_LIBRARIES = ("torch", "transformers", "tokenizers", "rouge_score", "lm_eval", "scikit-learn")
 _ABOVE = ("cli", "report")  # rooms that show results and compute none
 
 

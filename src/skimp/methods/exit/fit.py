@@ -120,6 +120,7 @@ class Fitter:
         self.workload = workload or Workload(512, 128)
         self.text: Gathered = gather(replay, layers, progress, seed=seed)
         self._basis: dict[Any, Values] = {}
+        self._seen: dict[Any, Seen] = {}
 
     def basis(self, section: Exit) -> Values:
         """Translators of all layers gathered, and the screen: what rules are trained upon."""
@@ -234,9 +235,13 @@ class Fitter:
         return best or Choice((), 0, 1.0)
 
     def _watch(self, section: Exit, basis: Values, part: str) -> Seen:
+        """What probes see there hangs on everything but the rule, so rules share it."""
         states = getattr(self.text, part)
-        with self.progress.task(f"probing, {part}"):
-            return watch(section, basis, states, self.norm, self.head)
+        key = (section.probe, section.translator, section.candidates, section.screen, part)
+        if key not in self._seen:
+            with self.progress.task(f"probing, {part}"):
+                self._seen[key] = watch(section, basis, states, self.norm, self.head)
+        return self._seen[key]
 
     def _result(
         self, section: Exit, level: Level, table: Tensor, wrong: Tensor, costs: Costs | None
