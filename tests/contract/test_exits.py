@@ -250,8 +250,7 @@ def test_composes_with_drop(model: nn.Module, probed: Sample) -> None:
     assert gone.exits is not None and gone.exits.places == {0, 1, len(gone.anatomy.layers)}
 
 
-@pytest.mark.parametrize("refresh", (0, 3))
-@pytest.mark.parametrize("fill", ("zero", "mean"))
+@pytest.mark.parametrize(("refresh", "fill"), [(0, "zero"), (3, "mean")])
 def test_composes_with_experts(model: nn.Module, probed: Sample, refresh: int, fill: str) -> None:
     """Caught up by the experts of their own request: the cache is that of experts alone."""
     if probed.name in ROUTED:
