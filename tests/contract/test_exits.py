@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import skimp
 from skimp.engine import Engine, State
+from skimp.engine.attention import Unsupported
 from skimp.engine.runners import cache_tensors
 from skimp.errors import PlanError
 from skimp.models.anatomy import Anatomy
@@ -107,6 +108,28 @@ def test_tokens_are_those_of_the_layer_they_leave(
             with pytest.MonkeyPatch.context() as patch, scripted(engine, depths):
                 decode_by(engine, way, patch)
                 assert_close(served(engine, batch, CUT), wanted, name=f"{way}, {kv}")
+
+
+@pytest.mark.parametrize("kv", ("exact", "propagate"))
+@pytest.mark.parametrize("name", ("mistral", "qwen2", "gemma2"))
+def test_windows_hold_in_transformers_own_cache(
+    name: str, kv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every, a later or the first layer has one; families unknown to us come by it so."""
+
+    def refuse(*args: Any) -> Any:
+        raise Unsupported("made up")
+
+    monkeypatch.setattr("skimp.engine.engine.slot_shapes", refuse)
+    sample = SAMPLES[name]
+    model = sample.build()
+    engine = Engine(model, exits(model, kv=kv, max_pending=3))
+    assert engine.plain is not None
+    depths = drawn_depths((3, BATCH.length), len(engine.anatomy.layers), 1)
+    wanted = left(sample, model, BATCH, depths, propagate=kv == "propagate")
+    with scripted(engine, depths):
+        found = served(engine, BATCH, CUT)
+    assert_close(found, wanted[:, CUT - 1 :].flatten(0, 1), name=f"{name}, {kv}")
 
 
 def test_the_exact_cache_is_the_dense_models(model: nn.Module, probed: Sample) -> None:
