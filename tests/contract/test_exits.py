@@ -300,6 +300,20 @@ def test_composes_with_experts(model: nn.Module, probed: Sample, refresh: int, f
             assert_close(ours, theirs, name=f"{way}, the cache")
 
 
+def test_what_all_layers_read_again_has_not_left() -> None:
+    """A refresh of experts says nothing of the step before it."""
+    model = SAMPLES["llama"].build()
+    engine = Engine(model, exits(model, {"experts": {"keep": 0.5, "refresh": 2}}, threshold=0.0))
+    layers = len(engine.anatomy.layers)
+    logits, state = engine.prefill(prompts(SINGLE, CUT), 4)
+    found = []
+    for _ in range(4):
+        logits = engine.decode(state, logits.argmax(-1))
+        found.append((state.exits.ran, *state.exits.depths, state.exits.head))
+    early, full = (1, 1, False), (layers, layers, True)
+    assert found == [early, early, full, early]
+
+
 @examples(15)
 @given(data=st.data())
 def test_generated_exits(data: st.DataObject) -> None:
