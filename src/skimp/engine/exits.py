@@ -141,6 +141,12 @@ class Exits:
                 flight.to(place)
                 flight.take(carried, place)
 
+    def read_whole(self, state: State) -> None:
+        """Note that the last tokens were read by all layers, as a prompt is."""
+        if state.exits is not None:
+            state.exits.depths = [self.layers] * state.batch
+            state.exits.ran, state.exits.head = self.layers, True
+
     def _frozen(self, decided: Tensor) -> bool:
         """Whether some sequences' states stay as they are while others go on."""
         return not self.exact and bool(decided.any())
