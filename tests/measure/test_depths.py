@@ -134,9 +134,7 @@ def test_a_bar_never_reached_is_the_dense_model(decide: Any) -> None:
         found = Scorer(
             model, max_length=LONGEST, batch_tokens=150, leaving=Leaving(model, plan, decide=decide)
         ).score(asked)
-    if decide == "token":
-        assert [each[:2] for each in found] == [each[:2] for each in dense]
-    assert [each.logprob for each in found] == pytest.approx([e.logprob for e in dense], abs=2e-4)
+    assert [each[:2] for each in found] == [each[:2] for each in dense]
     layers = len(Anatomy.of(model).layers)
     assert all(set(each.depths) == {layers} for each in found)
     assert [len(each.depths) for each in found] == [len(answer) for _, answer in asked]

@@ -112,7 +112,8 @@ def _cell(cell: Cell) -> str:
     if cell.difference is not None:
         text += f"\n{_step(cell, cell.difference)}{_between(cell)}"
     elif cell.interval is not None and all(map(math.isfinite, cell.interval)):
-        low, high = (numbers.significant(bound) for bound in cell.interval)
+        value = numbers.share if cell.share else numbers.significant
+        low, high = (value(bound) for bound in cell.interval)
         text += f"\n({low} to {high})"
     return text
 

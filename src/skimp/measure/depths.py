@@ -11,7 +11,7 @@ here are of the full head on the same translated state, since the log-likelihood
 is nothing where it is no candidate.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -110,21 +110,24 @@ class Leaving:
             for handle in handles:
                 handle.remove()
 
-    def leave(self, states: States, logits: Tensor, owner: Tensor | None = None) -> Left:
+    def leave(self, states: States, logits: Tensor, asked: Sequence[Tensor] | None = None) -> Left:
         """Where positions leave.
 
         Args:
             states: what :meth:`watching` gave.
             logits: the full model's, [n, V]; they are what a position has that does not leave.
-            owner: [n], with `decide: input` the position that decides for each.
+            asked: positions [m] to be told of, and for each the position that decides [m]; None
+                for all, each by itself.
         """
         with torch.inference_mode():
             tokens, scores = self._look(states)
             reached = scores >= self.probes.threshold
             stays = torch.ones_like(reached[:1])
             place = torch.cat([reached, stays]).int().argmax(0)
-            if self.decide == "input" and owner is not None:
-                place = place[owner.to(place.device)]
+            if asked is not None:
+                which, first = (each.to(place.device) for each in asked)
+                place, tokens, logits = place[first], tokens[:, which], logits[which]
+                states = {where: state[which] for where, state in states.items()}
             depths = torch.tensor([*self.looks, self.layers], device=place.device)[place]
             taken = torch.cat([tokens, logits.argmax(-1)[None]]).gather(0, place[None])[0]
             found = logits

@@ -206,17 +206,21 @@ class Layout:
             owner,
         )
 
-    def first(self) -> Tensor:
-        """For each scored position [n], which of them stands first in its sequence.
+    def by_input(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The scored positions told apart by which position their sequence is scored from.
 
-        Sequences must have been laid `apart`, so that each position has one.
+        Returns the positions [m], the one where each one's sequence begins to be scored [m], and
+        for each scored token where it stands among them.
         """
-        found, start = torch.arange(len(self.position)), 0
+        pairs: dict[tuple[int, int], int] = {}
+        slots, start = self.slot.tolist(), 0
+        found = []
         for sequence in self.owner:
-            slots = self.slot[start : start + len(sequence.targets)]
-            found[slots] = slots[0]
-            start += len(sequence.targets)
-        return found
+            own = slots[start : start + len(sequence.targets)]
+            found += [pairs.setdefault((slot, own[0]), len(pairs)) for slot in own]
+            start += len(own)
+        position, first = torch.tensor(list(pairs), dtype=torch.long).T
+        return position, first, torch.tensor(found, dtype=torch.long)
 
 
 def attention(rows: Sequence[Row], width: int, window: int | None = None) -> Tensor:

@@ -61,11 +61,10 @@ class Scorer:
         auto: packed where this model, as it stands, is found to give the plain results under it.
 
     Experts that a prompt chooses are simulated, packed or plain (:mod:`skimp.measure.simulated`).
-    With `leaving` tokens leave early (:mod:`skimp.measure.depths`), in one pass as well: from the
-    last token of the context on, as if that had been the first one decoded.
+    With `leaving` (of `model`, which carries the plan) tokens leave early, in one pass as well: from
+    the last token of the context on, as if that were decoded first (:mod:`skimp.measure.depths`).
 
     Args:
-        leaving: where tokens leave `model`, which carries that plan.
         max_length: longest input in tokens; longer ones lose their beginning, as in the harness.
         batch_tokens: padded tokens per forward pass (one sequence may exceed it).
     """
@@ -127,7 +126,7 @@ class Scorer:
                 "auto, not phased."
             )
         sequences = [self._truncated(index, *request) for index, request in enumerate(requests)]
-        if chooser is not None or self._by_input:
+        if chooser is not None:
             sequences = [replace(sequence, apart=True) for sequence in sequences]
         results: dict[int, Likelihood] = {}
         with progress.task(label, len(requests)) as step, evaluating(self.model):
@@ -168,12 +167,12 @@ class Scorer:
             return _likelihoods(logits, logits.argmax(-1), layout)
         with self.leaving.watching(layout.position) as states:
             logits = self._logits(layout, inputs)
-        left = self.leaving.leave(states, logits, layout.first() if self._by_input else None)
+        asked = None
+        if self.leaving.decide == "input":
+            *asked, slot = layout.by_input()
+            layout = replace(layout, slot=slot)
+        left = self.leaving.leave(states, logits, asked)
         return _likelihoods(left.logits, left.tokens, layout, left.depths)
-
-    @property
-    def _by_input(self) -> bool:
-        return self.leaving is not None and self.leaving.decide == "input"
 
     def _rows(self, sequences: Sequence[Scored]) -> list[Row]:
         if self.way == "plain" or (self.way == "auto" and not self.takes_masks(0)):
