@@ -16,11 +16,13 @@ from tests.contract.test_engine import CUT, PLAIN, decode_by, prompts, served
 from tests.contract.test_experts import FUSED
 from tests.families import SAMPLES, WINDOW, Sample
 from torch import Tensor, nn
+from transformers import LogitsProcessorList
 
 import skimp
 from skimp.engine import Engine, State
+from skimp.engine.attention import Unsupported
 from skimp.engine.runners import cache_tensors
-from skimp.errors import PlanError
+from skimp.errors import PlanError, RequestError
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 
@@ -107,6 +109,28 @@ def test_tokens_are_those_of_the_layer_they_leave(
             with pytest.MonkeyPatch.context() as patch, scripted(engine, depths):
                 decode_by(engine, way, patch)
                 assert_close(served(engine, batch, CUT), wanted, name=f"{way}, {kv}")
+
+
+@pytest.mark.parametrize("kv", ("exact", "propagate"))
+@pytest.mark.parametrize("name", ("mistral", "qwen2", "gemma2"))
+def test_windows_hold_in_transformers_own_cache(
+    name: str, kv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every, a later or the first layer has one; families unknown to us come by it so."""
+
+    def refuse(*args: Any) -> Any:
+        raise Unsupported("made up")
+
+    monkeypatch.setattr("skimp.engine.engine.slot_shapes", refuse)
+    sample = SAMPLES[name]
+    model = sample.build()
+    engine = Engine(model, exits(model, kv=kv, max_pending=3))
+    assert engine.plain is not None
+    depths = drawn_depths((3, BATCH.length), len(engine.anatomy.layers), 1)
+    wanted = left(sample, model, BATCH, depths, propagate=kv == "propagate")
+    with scripted(engine, depths):
+        found = served(engine, BATCH, CUT)
+    assert_close(found, wanted[:, CUT - 1 :].flatten(0, 1), name=f"{name}, {kv}")
 
 
 def test_the_exact_cache_is_the_dense_models(model: nn.Module, probed: Sample) -> None:
@@ -250,8 +274,7 @@ def test_composes_with_drop(model: nn.Module, probed: Sample) -> None:
     assert gone.exits is not None and gone.exits.places == {0, 1, len(gone.anatomy.layers)}
 
 
-@pytest.mark.parametrize("refresh", (0, 3))
-@pytest.mark.parametrize("fill", ("zero", "mean"))
+@pytest.mark.parametrize(("refresh", "fill"), [(0, "zero"), (3, "mean")])
 def test_composes_with_experts(model: nn.Module, probed: Sample, refresh: int, fill: str) -> None:
     """Caught up by the experts of their own request: the cache is that of experts alone."""
     if probed.name in ROUTED:
@@ -275,6 +298,42 @@ def test_composes_with_experts(model: nn.Module, probed: Sample, refresh: int, f
         pairs = zip(cache_tensors(state.cache), cache_tensors(wanted.cache), strict=True)
         for ours, theirs in pairs:
             assert_close(ours, theirs, name=f"{way}, the cache")
+
+
+def test_what_all_layers_read_again_has_not_left() -> None:
+    """A refresh of experts says nothing of the step before it."""
+    model = SAMPLES["llama"].build()
+    engine = Engine(model, exits(model, {"experts": {"keep": 0.5, "refresh": 2}}, threshold=0.0))
+    layers = len(engine.anatomy.layers)
+    logits, state = engine.prefill(prompts(SINGLE, CUT), 4)
+    found = []
+    for _ in range(4):
+        logits = engine.decode(state, logits.argmax(-1))
+        found.append((state.exits.ran, *state.exits.depths, state.exits.head))
+    early, full = (1, 1, False), (layers, layers, True)
+    assert found == [early, early, full, early]
+
+
+@pytest.mark.parametrize("sample_tokens", (False, True))
+def test_candidates_that_are_all_forbidden_are_named(sample_tokens: bool) -> None:
+    """Not token 0 in silence, nor a crash in the draw: processors may forbid what a probe read."""
+    model: Any = SAMPLES["llama"].build()
+    engine = Engine(model, exits(model, threshold=0.0, candidates=2))
+
+    def forbid(ids: Tensor, scores: Tensor) -> Tensor:
+        open_to = scores.isfinite()
+        return scores.masked_fill(open_to, -torch.inf) if int(open_to.sum()) == 2 else scores
+
+    with pytest.raises(RequestError, match="forbid every token"):
+        model.generate(
+            input_ids=SINGLE.ids[:, :CUT],
+            attention_mask=torch.ones(1, CUT, dtype=torch.long),
+            max_new_tokens=4,
+            do_sample=sample_tokens,
+            top_k=0,
+            logits_processor=LogitsProcessorList([forbid]),
+            custom_generate=engine.custom_generate,
+        )
 
 
 @examples(15)

@@ -261,6 +261,11 @@ def test_steps_that_may_end_early_are_timed_by_the_round(monkeypatch: pytest.Mon
     # All leave after the first of the layers, but for steps that make good what waits.
     assert 0.4 < found.planned.layers_left_out <= 1 - 1 / layers
     assert seen == [7, 7]
+    # The bytes that were left out are what its speed is measured by.
+    whole = cost.decode_cost(Anatomy.of(model), found.workload)
+    shortest = cost.partial_bytes(Anatomy.of(model), found.workload, layers=1, head=False)
+    assert whole.bytes - shortest > whole.head_bytes
+    assert found.byte_bound is not None and 1 < found.byte_bound <= whole.bytes / shortest
 
 
 def test_prompts_are_cut_from_a_text() -> None:

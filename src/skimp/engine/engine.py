@@ -212,6 +212,8 @@ class Engine:
             with self._desk.reading(state, part.shape[1]) if self._desk else nullcontext():
                 logits = self.runner.prefill(state, part)
             state.length += part.shape[1]
+        if self.exits is not None:
+            self.exits.read_whole(state)
         assert logits is not None
         return logits
 

@@ -44,12 +44,13 @@ class Carried:
 
     `pending`: the last columns, in order; those before have come further, so places fall. `depths`:
     after how many layers each sequence's last token was decided, all of them where none was left
-    out. `ran`: how many the step ran.
+    out. `ran`: how many the step ran; `head`: whether it read the full head behind them.
     """
 
     pending: list[Pending] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     ran: int = 0
+    head: bool = True
 
     @property
     def waiting(self) -> int:
@@ -76,12 +77,7 @@ class Exits:
         head = Head.of(model)
         self.vocabulary = len(head.weight)
         self.probes = Probes(section, values, norm, head)
-        # Where whole layers are gone, a probe comes after the last one before it that is there.
-        places = {
-            sum(layer.source <= source for layer in anatomy.layers): index
-            for index, source in enumerate(self.probes.sources)
-        }
-        self.looks = {place: index for place, index in sorted(places.items()) if place}
+        self.looks = section.places(anatomy)
         every = range(self.layers + 1)
         self.places = frozenset({0, *self.looks, self.layers} if self.exact else every)
         self.attentive = frozenset(
@@ -121,6 +117,7 @@ class Exits:
             self._go(flight, self.layers, carried, decided)
         self._leave(flight, carried)
         carried.depths, carried.ran = depths.tolist(), flight.at
+        carried.head = flight.found is not None
         if found is None:  # every sequence had ended
             found = flight.last.new_zeros(state.batch, self.vocabulary)
         return found
@@ -143,6 +140,12 @@ class Exits:
             if place > first.place:
                 flight.to(place)
                 flight.take(carried, place)
+
+    def read_whole(self, state: State) -> None:
+        """Note that the last tokens were read by all layers, as a prompt is."""
+        if state.exits is not None:
+            state.exits.depths = [self.layers] * state.batch
+            state.exits.ran, state.exits.head = self.layers, True
 
     def _frozen(self, decided: Tensor) -> bool:
         """Whether some sequences' states stay as they are while others go on."""

@@ -40,6 +40,9 @@ def custom_generate(engine: Decoder) -> Any:
             with alone(logits.device):
                 check(logits)
                 scores = logits_processor(ids, logits.float())
+                # Of a few candidates processors may forbid all; what has ended may be anything.
+                scores = torch.where(going[:, None], scores, 0.0)
+                check(scores)
                 tokens = _pick(scores, bool(generation_config.do_sample))
                 tokens = torch.where(going, tokens, _pad(generation_config))
                 ids = torch.cat([ids, tokens[:, None]], 1)

@@ -194,6 +194,8 @@ class PlainRunner:
         ended.keys, ended.values = (
             held[:, :, :1].expand(-1, -1, start, -1) for held in (ended.keys, ended.values)
         )
+        if ended.is_sliding:  # such an entry counts its columns beside what it holds
+            ended.cumulative_length = start
         part = copy.copy(cache)
         part.layers = [each if at in own else ended for at, each in enumerate(cache.layers)]
         return part

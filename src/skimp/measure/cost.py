@@ -8,7 +8,7 @@ copies needlessly; how far a real run stays behind is what :mod:`skimp.measure.s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 
 from skimp.models.anatomy import Anatomy, Part, Sublayer
@@ -82,6 +82,12 @@ def decode_cost(anatomy: Anatomy, workload: Workload) -> Cost:
         cached=workload.batch * _elements(anatomy, _mean_cached, *contexts),
         scores=workload.batch * _scores(anatomy, _mean_cached, *contexts),
     )
+
+
+def partial_bytes(anatomy: Anatomy, workload: Workload, *, layers: int, head: bool) -> float:
+    """Bytes of a decode step that runs the first `layers` only, with or without the full head."""
+    spent = decode_cost(replace(anatomy, layers=anatomy.layers[:layers]), workload)
+    return spent.bytes - (0 if head else spent.head_bytes)
 
 
 def prefill_cost(anatomy: Anatomy, workload: Workload) -> Cost:

@@ -83,12 +83,7 @@ class Leaving:
         self.head = Head.of(model)
         self._norm = model.get_submodule(anatomy.family.final_norm)
         self.probes = Probes(section, plan.values, self._norm, self.head, bar=bar)
-        # As the engine has it: after the last layer that is there of those up to the probed one.
-        places = {
-            sum(layer.source <= source for layer in anatomy.layers): index
-            for index, source in enumerate(self.probes.sources)
-        }
-        self.looks = {place: index for place, index in sorted(places.items()) if place}
+        self.looks = section.places(anatomy)
 
     @contextmanager
     def watching(self, position: Tensor, also: tuple[int, ...] = ()) -> Iterator[States]:

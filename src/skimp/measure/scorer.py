@@ -61,8 +61,8 @@ class Scorer:
         auto: packed where this model, as it stands, is found to give the plain results under it.
 
     Experts that a prompt chooses are simulated, packed or plain (:mod:`skimp.measure.simulated`).
-    With `leaving` (of `model`, which carries the plan) tokens leave early, in one pass as well, the
-    last of the context as if it were decoded (:mod:`skimp.measure.depths`).
+    With `leaving` (of `model`, which carries the plan) tokens leave early, in one pass as well:
+    from the last token of the context on, as if that came first (:mod:`skimp.measure.depths`).
 
     Args:
         max_length: longest input in tokens; longer ones lose their beginning, as in the harness.

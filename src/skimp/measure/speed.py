@@ -114,8 +114,9 @@ class Collected:
 class SpeedComparison:
     """A timed run. What compares two sides is None if only the dense model ran.
 
-    `byte_bound`: decoding's speedup if its time went with bytes; `compute_bound`: prefill's if its
-    time went with FLOPs; `contexts`: cached tokens at the first and last decode step timed.
+    `byte_bound`: decoding's speedup if its time went with bytes (where tokens left early, with
+    those of the steps as they were, probes not counted); `compute_bound`: prefill's if its time
+    went with FLOPs; `contexts`: cached tokens at the first and last decode step timed.
     """
 
     workload: Workload
@@ -218,7 +219,7 @@ def compare_speed(
         dense=dense.result(window, measured, turns),
         planned=planned.result(window, measured, turns) if planned else None,
         speedup=_speedup(dense, planned, turns) if planned else None,
-        byte_bound=cost.byte_bound(*whole) if whole else None,
+        byte_bound=_byte_bound(dense, planned, workload) if planned else None,
         compute_bound=cost.compute_bound(*whole) if whole else None,
         predicted=Predicted.of(foretold[0], foretold[1] if planned else None),
         engine=Decoders(dense.decoding, planned and planned.decoding, kernels.threads()),
@@ -264,13 +265,19 @@ def _direction(index: int) -> int:
     return -1 if index % 2 else 1
 
 
+def _byte_bound(dense: Timed, planned: Timed, workload: Workload) -> float:
+    """Of the steps as they were where they ended early; what probes read counts as nothing."""
+    return dense.step_bytes(workload) / planned.step_bytes(workload)
+
+
 def _foretold(side: Timed, schedule: Schedule, machine: Machine) -> Times:
     """The oracle's times of what was timed on a side."""
     # The oracle assumes that torch launches every operation; a native step launches none.
     overheads = oracle.Overheads() if side.decoding.path == "native" else None
     prefill = oracle.predict(side.anatomy, schedule.workload, machine)
     decode = oracle.predict(side.anatomy, schedule.window, machine, decode=overheads)
-    return Times(prefill.prefill_s, decode.tpot_s)
+    whole = cost.decode_cost(side.anatomy, schedule.window).bytes
+    return Times(prefill.prefill_s, decode.tpot_s * side.step_bytes(schedule.window) / whole)
 
 
 def _speedup(dense: Timed, planned: Timed, turns: int | None) -> Speedup:

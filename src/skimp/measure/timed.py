@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,7 +133,7 @@ class Timed:
         self._cached: list[int] = []
         self._kv_bytes_per_token = 0.0
         self._peak = 0
-        self._ran: list[int] = []
+        self._ran: list[tuple[int, bool]] = []
 
     def warm_up(self, schedule: Schedule, tokens: Tensor) -> None:
         """Make the decode step, and serve a request that is not timed, but weighed."""
@@ -172,7 +173,7 @@ class Timed:
                 picked = engine.decode(state, picked).argmax(-1)
                 clock.lap()
                 if state.exits is not None:
-                    self._ran.append(state.exits.ran)
+                    self._ran.append((state.exits.ran, state.exits.head))
             self.turns.append(clock.laps())
             held = cache_bytes(cache_tensors(state.cache))
             self._kv_bytes_per_token = held / (work.batch * columns(engine, state))
@@ -194,6 +195,17 @@ class Timed:
         parts = [self.turns[at : at + turns] for at in range(0, len(self.turns), turns)]
         return [fmean(step for turn in part for step in turn) for part in parts]
 
+    def step_bytes(self, window: Workload) -> float:
+        """Bytes of a mean step: of the layers it ran, and of the head where it was read in full."""
+        whole = cost.decode_cost(self.anatomy, window).bytes
+        if not self._ran:
+            return whole
+        found = Counter(self._ran)
+        return sum(
+            count * cost.partial_bytes(self.anatomy, window, layers=ran, head=head)
+            for (ran, head), count in found.items()
+        ) / len(self._ran)
+
     def step_share(self, window: Workload, machine: Machine) -> float:
         """Share of a step's time that reading the bytes of all layers must take."""
         least = cost.decode_cost(self.anatomy, window).bytes / machine.bandwidth
@@ -213,7 +225,7 @@ class Timed:
             kv_bytes_per_token=self._kv_bytes_per_token,
             peak_bytes=self._peak,
             roofline_share=self.step_share(window, machine),
-            layers_left_out=1 - fmean(self._ran) / layers if self._ran else None,
+            layers_left_out=1 - fmean(ran for ran, _ in self._ran) / layers if self._ran else None,
         )
 
 

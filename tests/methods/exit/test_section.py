@@ -27,11 +27,15 @@ ANATOMY = Anatomy.of(families.build("llama"))  # 4 layers, 32 wide, 97 tokens
         ({"rule": "forest"}, "exit.rule"),
         ({"translator": "half"}, "exit.translator"),
         ({"translator": 0}, "exit.translator"),
+        ({"translator": True}, "exit.translator: True is none of plain, full or RANK"),
+        ({"translator": [8]}, r"exit.translator: \[8\] is none of plain, full or RANK"),
+        ({"translator": 1.5}, "exit.translator: 1.5 is none of plain, full or RANK"),
         ({"candidates": 1}, "exit.candidates"),
         ({"candidates": -3}, "exit.candidates"),
         ({"screen": 4}, "exit.screen"),
         ({"agreement": 1.5}, "exit.agreement"),
         ({"agreement": 0.0}, "exit.agreement"),
+        ({"agreement": 1.0}, "exit.agreement"),  # no number of documents could promise that
         ({"agreement": 0.9, "threshold": 1.0}, "exit.threshold"),
         ({"threshold": float("nan")}, "exit.threshold"),
         ({"kv": "holes"}, "exit.kv"),
@@ -64,7 +68,7 @@ sections = st.builds(
     translator=st.one_of(st.sampled_from(["plain", "full"]), st.integers(1, 32)),
     candidates=st.integers(2, 97),
     screen=st.integers(0, 8),
-    agreement=st.none() | st.floats(0.5, 1),
+    agreement=st.none() | st.floats(0.5, 1, exclude_max=True),
     kv=st.sampled_from(["exact", "propagate"]),
     max_pending=st.integers(1, 99),
 )
@@ -123,6 +127,32 @@ def test_missing_and_misshapen_values_are_named() -> None:
     values["exit.screen.states.tokens"] = torch.tensor([[3, 97]])
     with pytest.raises(PlanError, match="tokens that the model does not have"):
         check(screened, ANATOMY, values)
+
+
+def test_values_that_are_no_numbers_are_named() -> None:
+    section = Exit((3,), translator="plain", threshold=0.0)
+    values = {name: torch.zeros(shape) for name, shape in shapes(section, ANATOMY).items()}
+    check(section, ANATOMY, values)
+    for bad in (float("nan"), float("inf")):
+        values["exit.rule.3.bias"] = torch.full((1,), bad)
+        with pytest.raises(PlanError, match=r"exit\.rule\.3\.bias: holds NaN or infinity"):
+            check(section, ANATOMY, values)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [[[4.0, 1.5]], [4.0], [float("nan"), 1.5]],
+    ids=["of two dimensions", "too few", "no number"],
+)
+def test_thresholds_that_are_none_are_named(levels: Any) -> None:
+    """Rather than never reached in silence, or compared with a list in the middle of an answer."""
+    values = {AGREEMENTS: torch.tensor([0.99, 0.9]), THRESHOLDS: torch.tensor(levels)}
+    with pytest.raises(PlanError, match=r"exit\.promise\.levels\.threshold: .*skimp fit-exit"):
+        threshold(Exit((1,)), values)
+    both = {name: torch.tensor(levels) for name in (AGREEMENTS, THRESHOLDS)}
+    if torch.tensor(levels).dim() > 1:
+        with pytest.raises(PlanError, match="one number for each agreement"):
+            threshold(Exit((1,)), both)
 
 
 def test_the_agreement_picks_the_threshold() -> None:

@@ -71,6 +71,17 @@ class Exit:
         """The same as published: no translators, and the full head at every probe."""
         return replace(self, translator="plain", candidates=0, screen=0)
 
+    def places(self, planned: Anatomy) -> dict[int, int]:
+        """The number of a probe by the layers of the planned model that come before it, ascending.
+
+        Where whole layers are gone, a probe comes after the last one before it that is there.
+        """
+        found = {
+            sum(layer.source <= source for layer in planned.layers): number
+            for number, source in enumerate(self.probe)
+        }
+        return {place: number for place, number in sorted(found.items()) if place}
+
     def to_dict(self) -> dict[str, Any]:
         data = {**vars(self), "probe": list(self.probe)}
         return {name: value for name, value in data.items() if value is not None}
@@ -133,6 +144,8 @@ def read_section(data: Mapping[str, Any]) -> Exit:
     try:
         file = ExitFile.model_validate(dict(data))
     except ValidationError as error:
+        if error.errors()[0]["loc"][0] == "translator":  # of a union pydantic names the first kind
+            parse_translator(data["translator"])
         raise PlanError(explain(error, "exit.")) from None
     if any(layer < 0 for layer in file.probe):
         raise PlanError("exit.probe: layers are counted from 0, so none may be negative.")
@@ -144,8 +157,8 @@ def read_section(data: Mapping[str, Any]) -> Exit:
         raise PlanError("exit.screen: it picks candidates, so say how many with `candidates`.")
     if file.agreement is not None and file.threshold is not None:
         raise PlanError("exit.threshold: an agreement picks it; give one or the other.")
-    if file.agreement is not None and not 0 < file.agreement <= 1:
-        raise PlanError(f"exit.agreement: {file.agreement} is no share above 0 and up to 1.")
+    if file.agreement is not None and not 0 < file.agreement < 1:
+        raise PlanError(f"exit.agreement: {file.agreement} is no share above 0 and below 1.")
     if file.threshold is not None and file.threshold != file.threshold:
         raise PlanError("exit.threshold: it is not a number; use .inf for one never reached.")
     fields = file.model_dump()

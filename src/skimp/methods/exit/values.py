@@ -78,6 +78,8 @@ def check(section: Exit, anatomy: Anatomy, values: Mapping[str, Tensor]) -> None
             raise PlanError(
                 f"{name}: has shape {tuple(values[name].shape)}, but {shape} is needed; {REMEDY}."
             )
+        if not values[name].isfinite().all():
+            raise PlanError(f"{name}: holds NaN or infinity; {REMEDY}.")
     if section.screen and section.probe:
         tokens = values[TOKENS]
         if tokens.min() < 0 or tokens.max() >= anatomy.vocabulary:
@@ -90,7 +92,7 @@ def threshold(section: Exit, values: Mapping[str, Tensor]) -> float:
     """The score to reach: the section's own, or the one calibrated for the promised agreement.
 
     Raises:
-        PlanError: that agreement was not calibrated.
+        PlanError: that agreement was not calibrated, or what was is no threshold.
     """
     promised = section.promised
     if promised is None:
@@ -98,6 +100,10 @@ def threshold(section: Exit, values: Mapping[str, Tensor]) -> float:
         return section.threshold
     if AGREEMENTS not in values or THRESHOLDS not in values:
         raise PlanError(f"exit.agreement: no threshold was calibrated for it; {REMEDY}.")
+    if values[AGREEMENTS].dim() != 1 or values[AGREEMENTS].shape != values[THRESHOLDS].shape:
+        raise PlanError(f"{THRESHOLDS}: should hold one number for each agreement; {REMEDY}.")
+    if values[AGREEMENTS].isnan().any() or values[THRESHOLDS].isnan().any():
+        raise PlanError(f"{THRESHOLDS}: holds NaN; {REMEDY}.")
     levels, found = values[AGREEMENTS].tolist(), values[THRESHOLDS].tolist()
     for level, score in zip(levels, found, strict=True):
         if abs(level - promised) < 1e-6:
