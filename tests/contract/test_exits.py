@@ -36,7 +36,13 @@ NEVER = float("inf")
 
 def exits(model: nn.Module, sections: dict[str, Any] | None = None, **fields: Any) -> Plan:
     """A plan of the published threshold rule, which needs no fit."""
-    section = {"probe": PROBES, "rule": "threshold", "translator": "plain", "threshold": NEVER}
+    section: dict[str, Any] = {
+        "probe": PROBES,
+        "rule": "threshold",
+        "translator": "plain",
+        "threshold": NEVER,
+        "max_pending": 3,  # as many steps over several columns are made ready
+    }
     plan = Plan.empty(Anatomy.of(model)).with_section("exit", {**section, **fields})
     for name, other in (sections or {}).items():
         plan = plan.with_section(name, other)
