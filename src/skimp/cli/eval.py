@@ -225,9 +225,14 @@ def _left_out(plan: Plan) -> str:
     from skimp.methods.registry import sections
 
     gone = [f"{kind} {layer_words(layers)}" for kind, layers in dropped(plan).items() if layers]
-    experts = sections(plan).get("experts")
-    kept = [f"FF neurons kept: {neuron_words(**experts.to_dict())}"] if experts else []
-    return "; ".join([f"without {', '.join(gone) or 'nothing'}", *kept])
+    found = sections(plan)
+    experts, exits = found.get("experts"), found.get("exit")
+    said = [f"without {', '.join(gone)}"] if gone else []
+    if experts is not None:
+        said.append(f"FF neurons kept: {neuron_words(**experts.to_dict())}")
+    if exits is not None and exits.probe:
+        said.append(f"tokens may leave after layers {layer_words(list(exits.probe))}")
+    return "; ".join(said) or "without nothing"
 
 
 def check_tasks(tasks: list[str] | None, seed: int) -> None:
