@@ -74,7 +74,7 @@ class Exits:
         self.layers = len(anatomy.layers)
         self.script: Script | None = None
         norm = model.get_submodule(anatomy.family.final_norm)
-        head = Head.of(model)
+        head = Head.read(model)
         self.vocabulary = len(head.weight)
         self.probes = Probes(section, values, norm, head)
         self.looks = section.places(anatomy)

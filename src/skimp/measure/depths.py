@@ -80,7 +80,7 @@ class Leaving:
         self.layers = len(anatomy.layers)
         self._model: Any = model
         self._blocks = list(model.get_submodule(anatomy.family.layers).children())
-        self.head = Head.of(model)
+        self.head = Head.read(model)
         self._norm = model.get_submodule(anatomy.family.final_norm)
         self.probes = Probes(section, plan.values, self._norm, self.head, bar=bar)
         self.looks = section.places(anatomy)

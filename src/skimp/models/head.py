@@ -27,11 +27,18 @@ class Head:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Head":
-        """Read the head off a model and try it against the model's own code.
+        """The head of a model, tried against the model's own code.
 
         Raises:
             PlanError: the family does more between its final norm and its logits.
         """
+        head = cls.read(model)
+        _try(model, head)
+        return head
+
+    @classmethod
+    def read(cls, model: nn.Module) -> "Head":
+        """The head of a model that was tried before, as a plan with exits does when applied."""
         root: Any = model
         module, config = root.get_output_embeddings(), root.config
         scale = float(getattr(config, "logit_scale", None) or 1.0)
@@ -39,9 +46,7 @@ class Head:
         softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
         bias = getattr(module, "bias", None)
         weight = module.weight.detach()
-        head = cls(weight, None if bias is None else bias.detach(), scale, softcap)
-        _try(model, head)
-        return head
+        return cls(weight, None if bias is None else bias.detach(), scale, softcap)
 
     def logits(self, z: Tensor) -> Tensor:
         """Logits [..., V] of final-normalised states `z` [..., d]."""

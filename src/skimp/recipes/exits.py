@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 
 from skimp.calibration.replay import Replay, pack
 from skimp.methods.exit.section import SECTION, Exit, Rule, read_section
-from skimp.methods.exit.values import LEVELS
+from skimp.methods.exit.values import asked_levels
 from skimp.methods.fit import planned_but
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
@@ -86,8 +86,7 @@ class ExitFits:
         """The plan with exits; its other sections are fitted already."""
         with planned_but(self.model, plan, SECTION):
             section = wanted.section(Anatomy.of(self.model))
-            levels = sorted({*LEVELS, section.promised or LEVELS[0]}, reverse=True)
-            way = self._on(plan, section, text, seed).way(section, None, levels)
+            way = self._on(plan, section, text, seed).way(section, None, asked_levels(section))
         made = plan.with_section(SECTION, way.section.to_dict()).with_values(way.values)
         results = [each.to_dict() for each in way.results]
         return made.with_evidence(**{SECTION: {"levels": results}})

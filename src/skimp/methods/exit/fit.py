@@ -18,7 +18,7 @@ from skimp.methods.exit.screen import fit_screen
 from skimp.methods.exit.section import SECTION, Exit
 from skimp.methods.exit.train import train
 from skimp.methods.exit.translate import solve
-from skimp.methods.exit.values import AGREEMENTS, LEVELS, THRESHOLDS
+from skimp.methods.exit.values import AGREEMENTS, LEVELS, THRESHOLDS, asked_levels
 from skimp.methods.fit import planned_but
 from skimp.models.anatomy import Anatomy
 from skimp.models.head import Head, final_norm
@@ -286,8 +286,7 @@ def fit_values(section: Exit, replay: Replay, progress: Progress, seed: int = 0)
         replay: the planned model over the text, a document a row.
     """
     fitter = Fitter(replay, section.probe, seed=seed, progress=progress)
-    levels = sorted({*LEVELS, section.promised or LEVELS[0]}, reverse=True)
-    return fitter.way(section, None, levels).values
+    return fitter.way(section, None, asked_levels(section)).values
 
 
 def _counts(text: Gathered) -> tuple[dict[str, int], dict[str, int]]:
@@ -339,7 +338,7 @@ def fit_exit(
             section,
             probe=given or None,
             candidates=candidates,
-            agreements=sorted({*LEVELS, section.promised or LEVELS[0]}, reverse=True),
+            agreements=asked_levels(section),
         )
     made = plan.with_section(SECTION, found.chosen.section.to_dict())
     made = made.with_values(found.chosen.values)

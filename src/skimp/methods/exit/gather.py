@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from skimp.calibration.replay import Batch, Replay
+from skimp.calibration.replay import Replay
 from skimp.errors import CalibrationError
 from skimp.methods.drop.closed_form import Moments
 from skimp.models.anatomy import Anatomy
@@ -127,7 +127,9 @@ def gather(
     places = {layer: position(layer, anatomy) for layer in layers}
     parts = split(sum(len(batch.ids) for batch in replay.batches), seed)
     where = {number: name for name, numbers in parts.items() for number in numbers}
-    collector = _Collector(layers, norm, head, sum(map(_tokens, replay.batches)), likely)
+    collector = _Collector(
+        layers, norm, head, sum(batch.tokens for batch in replay.batches), likely
+    )
     number = 0
     with progress.task("reading the text", len(replay.batches)) as step:
         for index, batch in enumerate(replay.batches):
@@ -144,10 +146,6 @@ def gather(
             number += len(batch.ids)
             step()
     return collector.done(parts)
-
-
-def _tokens(batch: Batch) -> int:
-    return batch.tokens
 
 
 def _run(replay: Replay, batch: int, wanted: set[int]) -> dict[int, Tensor]:

@@ -88,6 +88,11 @@ def check(section: Exit, anatomy: Anatomy, values: Mapping[str, Tensor]) -> None
         threshold(section, values)
 
 
+def asked_levels(section: Exit) -> list[float]:
+    """The agreements that a fit of the section calibrates, from the strictest on."""
+    return sorted({*LEVELS, section.promised or LEVELS[0]}, reverse=True)
+
+
 def threshold(section: Exit, values: Mapping[str, Tensor]) -> float:
     """The score to reach: the section's own, or the one calibrated for the promised agreement.
 
