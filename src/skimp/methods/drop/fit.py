@@ -17,22 +17,30 @@ from skimp.methods.drop.section import Drop, FillKind
 from skimp.methods.in_order import Place, Task
 from skimp.methods.moments import Moments
 from skimp.methods.walk import Walk
-from skimp.models.anatomy import Kind
+from skimp.models.anatomy import KINDS, Kind
 from skimp.models.carve import Constant, Fill, Linear, Zero, put_branch
 from skimp.models.surgery import Surgery
+from skimp.progress import SILENT, Progress
 
 
-def fit_alone(replay: Replay, places: Iterable[Place], fill: FillKind) -> dict[Place, Values]:
+def fit_alone(
+    replay: Replay, places: Iterable[Place], fill: FillKind, progress: Progress = SILENT
+) -> dict[Place, Values]:
     """Fit each fill as if its sublayer were the only one left out: one dense pass for all."""
-    moments = {place: Moments() for place in places}
-    for batch, hidden in enumerate(replay.entry):
-        real = replay.batches[batch].real
+    wanted = set(places)
+    fitted: dict[Place, Values] = {}
+    states = list(replay.entry)
+    with progress.task(f"fitting {fill} to each sublayer", len(replay.layers)) as step:
         for index in range(len(replay.layers)):
-            kinds: list[Kind] = [kind for layer, kind in moments if layer == index]
-            traces, hidden = replay.watch(index, kinds, hidden, batch)
-            for kind, trace in traces.items():
-                moments[index, kind].add(trace.input[real], trace.output[real])
-    return {place: solve_fill(moment, fill) for place, moment in moments.items()}
+            moments = {kind: Moments() for kind in KINDS if (index, kind) in wanted}
+            for batch, hidden in enumerate(states):
+                real = replay.batches[batch].real
+                traces, states[batch] = replay.watch(index, moments, hidden, batch)
+                for kind, trace in traces.items():
+                    moments[kind].add(trace.input[real], trace.output[real])
+            fitted |= {(index, kind): solve_fill(each, fill) for kind, each in moments.items()}
+            step()
+    return fitted
 
 
 @dataclass(frozen=True)
