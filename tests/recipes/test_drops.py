@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.recipes.kit import TASKS, recipe, stage
+from tests.recipes.kit import ROOT_RECIPES, TASKS, recipe, stage
 from tests.recipes.test_resume import go
 from tests.tiny import calibration
 
@@ -15,6 +15,7 @@ import skimp
 from skimp.errors import PlanError, RecipeError
 from skimp.methods.drop.section import read_section
 from skimp.recipes.drops import DropChoice
+from skimp.recipes.read import read_recipe
 from skimp.recipes.stage import Stage
 
 LAST: dict[str, Any] = {"rule": "last", "part": "attention", "share": 0.5}
@@ -162,3 +163,17 @@ def test_choices_that_do_not_fit_the_model_are_named(
     with pytest.raises(RecipeError, match=r"plans\.x\.drop\.choose\.share: ") as caught:
         stage(found)
     assert named in str(caught.value)
+
+
+def test_tyukin_varies_what_the_papers_do() -> None:
+    found = read_recipe(ROOT_RECIPES / "tyukin.yaml")
+    chosen = {name: plan["drop"]["choose"] for name, plan in found.plans.items()}
+    last = [choice for choice in chosen.values() if choice["rule"] == "last"]
+    ways = {(c["part"], c["share"], c["keep_last"]) for c in last}
+    parts, shares = ("attention", "ffn", "layer"), (0.25, 0.33, 0.5)
+    assert ways == {(part, share, keep) for part in parts for share in shares for keep in (0, 1)}
+    assert len(last) == len(ways)
+    # The papers' own runs fit nothing, and can be had without the choice that is not theirs.
+    for experiment in found.only(["tasks", "last-word", "bytes"]).experiments:
+        assert all(chosen[plan]["rule"] == "last" for plan in experiment.plans)
+        assert all(found.plans[plan]["drop"]["fill"] == "zero" for plan in experiment.plans)
