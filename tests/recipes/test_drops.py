@@ -11,8 +11,8 @@ from tests.recipes.kit import ROOT_RECIPES, TASKS, recipe, stage
 from tests.recipes.test_resume import go
 from tests.tiny import calibration
 
-import skimp
 from skimp.errors import PlanError, RecipeError
+from skimp.finder.choose import choose
 from skimp.methods.drop.section import read_section
 from skimp.recipes.drops import DropChoice
 from skimp.recipes.read import read_recipe
@@ -82,19 +82,30 @@ def test_a_rule_that_reads_text_chooses_as_elsewhere(
 ) -> None:
     text = calibration(count=30, longest=30)
     monkeypatch.setattr("skimp.recipes.stage.Stage._text", lambda self: text)
-    chosen = {"choose": {**LAST, "rule": "greedy"}, "fill": "linear:2", "repair": "full"}
+    choice = {**LAST, "rule": "greedy", "harm": "loss"}
+    chosen = {"choose": choice, "fill": "linear:2", "repair": "full"}
     found = stage(recipe(tmp_path, TASKS, plans={"x": {"drop": chosen}}), seed=3)
     count = found.choices["x"].count(found.anatomy.dense_layers)
-    expected = skimp.choose(
+    expected = choose(
         found.model,
         None,
         rule="greedy",
         drop_attention=count,
         fill="linear:2",
+        harm="loss",
         calibration=text,
         seed=3,
     ).plan
+    asked: list[Any] = []
+
+    def asking(*args: Any, **settings: Any) -> Any:
+        asked.append(settings["harm"])
+        return choose(*args, **settings)
+
+    monkeypatch.setattr("skimp.recipes.drops.choose", asking)
+    monkeypatch.setattr("skimp.recipes.stage.fit_plan", None)  # not to be fitted twice
     made = found.fitted("x")
+    assert found.fitted("x") is made and asked == ["loss"]
     assert made.sections["drop"] == expected.sections["drop"]
     assert made.values.keys() == expected.values.keys() != set()
     assert all(torch.equal(value, expected.values[key]) for key, value in made.values.items())
