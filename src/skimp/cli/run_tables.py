@@ -78,7 +78,6 @@ def _table(result: Result, title: str, names: dict[str, str]) -> Table:
             columns.append(">paper, recalled" if paper.recalled else ">paper")
     made = output.table(escape(title), *columns)
     made.columns[0].no_wrap = True  # a name that is broken cannot be typed
-    made.columns[0].min_width = max(map(len, result.cells), default=0)
     for column in made.columns[1:]:
         column.no_wrap = False  # a number that is cut off is a wrong one
     gap = "\n" if len(names) > _WIDE else " "
