@@ -121,6 +121,8 @@ def choose_positions(
     flat = torch.cat(eligible)
     generator = torch.Generator().manual_seed(seed)
     even = torch.randperm(len(flat), generator=generator)[: scoring.even]
+    if not scoring.far:
+        return [flat[even[owner[even] == batch]] for batch in range(len(sizes))]
     gains = context_gain(replay, finals, scoring.block)
     gain = torch.cat([g.cpu().reshape(-1)[e] for g, e in zip(gains, eligible, strict=True)])
     far = gain.topk(min(scoring.far, len(gain))).indices
