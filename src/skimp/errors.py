@@ -35,3 +35,6 @@ class RequestError(SkimpError):
 
 class RecipeError(SkimpError):
     """A recipe is malformed, or the data it names are not there; the message names the field."""
+
+
+NEEDS_SCIPY = "--budget: the search needs scipy; pip install 'skimp[plan]'."

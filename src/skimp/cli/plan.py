@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from skimp.cli import options, output
+from skimp.cli import finding, options, output
 from skimp.cli.common import (
     Run,
     check_keep,
@@ -144,6 +144,16 @@ def plan(
             rich_help_panel=_HAND,
         ),
     ] = None,
+    budget: finding.BudgetOption = None,
+    search: finding.SearchOption = False,
+    costs: finding.CostsOption = "measured",
+    minutes: finding.TimeOption = None,
+    held_out: finding.HeldOutOption = None,
+    compare: finding.CompareOption = False,
+    workers: finding.WorkersOption = None,
+    ray: finding.RayOption = None,
+    state: finding.StateOption = None,
+    pick: finding.PickOption = None,
     json_file: options.JsonFile = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -164,6 +174,9 @@ def plan(
     skimp plan demo --experts 0.5 --out half.yaml
     skimp plan demo --experts 0.5 --tune --refresh 16 --out tuned.yaml
     skimp plan demo --experts 0.75 --scope calibrated --out narrow.yaml
+    skimp plan demo --budget "loss<=5%" --workload 512+128x1 --out best.yaml
+    skimp plan demo --budget "speedup>=1.3x" --out fast.yaml --json fast.json
+    skimp plan demo --pick 7 --state fast.search --out seven.yaml
     """
     del debug, rules
     from skimp.models.anatomy import Anatomy
@@ -171,6 +184,18 @@ def plan(
 
     run = Run.start(
         ctx, json_file=json_file, seed=seed, device=device, dtype=dtype, threads=threads
+    )
+    asked = finding.Asked(
+        budget=budget or [],
+        search=search,
+        costs=costs,
+        minutes=minutes,
+        workers=workers,
+        ray=ray,
+        state=state,
+        rules=compare,
+        held_out=held_out,
+        pick=pick,
     )
     listed = {
         "attention": layer_list(attention, "--attention"),
@@ -192,6 +217,10 @@ def plan(
         refresh=refresh,
     )
     counted = drop_attention + drop_ffn + drop_layers > 0 or rule is not None
+    if asked.any:
+        others = counted or any(listed.values()) or experts is not None or fit is not None
+        _search(run, model, asked, workload, calibration, out, others=others)
+        return
     check_keep(experts, scope)
     if tune and scope != "prompt":
         raise SkimpError("--tune: it is for experts that prompts choose; leave --scope out.")
@@ -218,6 +247,36 @@ def plan(
     document = describe(run, loaded, made, facts, work)
     show(run, document, target)
     run.finish(document)
+
+
+def _search(
+    run: Run,
+    model: str,
+    asked: finding.Asked,
+    workload: str,
+    calibration: Path | None,
+    out: Path | None,
+    *,
+    others: bool,
+) -> None:
+    from skimp.workload import Workload
+
+    if others:
+        raise SkimpError(
+            "--budget: the search chooses by itself; leave rules, layers and experts out."
+        )
+    budget = finding.check(asked)
+    if out is not None:
+        _target(out, None)
+    if asked.pick is not None:
+        finding.pick(run, asked, out)
+        return
+    work = Workload.parse(workload)
+    finding.folder_of(asked, out)
+    _check_calibration(calibration)
+    loaded = run.load(model)
+    require_dense(loaded, "plan")
+    finding.search(run, loaded, asked, budget, work, calibration, out)
 
 
 def _mode(*, counted: bool, listed: bool, fit: Path | None, fill: str | None) -> str:

@@ -1,20 +1,31 @@
-"""What a decode step costs: its bytes, or the seconds that this machine was found to take."""
+"""What a decode step costs: its bytes, or the time that this machine was found to take for it.
 
-from dataclasses import dataclass
-from typing import Protocol
+Time is a share of the dense model's. It is put together from what a step reads, by kind, and from
+how many sublayers and fills it runs, each at a price. Bytes alone would not do: neurons that lie
+apart are read more slowly than weights in one run, and a small sublayer takes longer than its bytes
+say. The prices are solved for from timings of a few made-up plans.
+"""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from skimp.errors import SkimpError
 from skimp.measure import cost
 from skimp.models.anatomy import Anatomy
+from skimp.models.carve import KEEP
+from skimp.plan import Plan
 from skimp.workload import Workload
+
+_PULL = 0.03  # towards bytes, beside timings whose relative errors count 1 each
+_COUNTED = ("sublayers", "thinned", "fills")
 
 
 class Prices(Protocol):
     """A way to tell the cost of a mean decode step."""
-
-    @property
-    def unit(self) -> str:
-        """ "bytes" or "s"."""
-        ...
 
     def step(self, anatomy: Anatomy, workload: Workload) -> float:
         """The cost of a mean decode step of a model, dense or planned."""
@@ -25,7 +36,95 @@ class Prices(Protocol):
 class Bytes:
     """Bytes read: the byte bound, on no machine in particular."""
 
-    unit: str = "bytes"
-
     def step(self, anatomy: Anatomy, workload: Workload) -> float:
         return cost.decode_cost(anatomy, workload).bytes
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Prices of one machine for one dense model: by name of what is counted, in dense steps."""
+
+    dense: Anatomy = field(repr=False)
+    prices: Mapping[str, float]
+
+    def step(self, anatomy: Anatomy, workload: Workload) -> float:
+        counted = features(anatomy, self.dense, workload)
+        return sum(self.prices[name] * value for name, value in counted.items())
+
+    @classmethod
+    def solve(
+        cls, dense: Anatomy, workload: Workload, timings: Sequence[tuple[Anatomy, float]]
+    ) -> "Measured":
+        """Prices, none below 0, that explain the times of plans (as shares of the dense step's)."""
+        try:
+            from scipy.optimize import nnls
+        except ImportError:
+            raise SkimpError(
+                "--budget: the search needs scipy; pip install 'skimp[plan]'."
+            ) from None
+        known = [(dense, 1.0), *timings]
+        rows = [features(anatomy, dense, workload) for anatomy, _ in known]
+        names = list(rows[0])
+        took = np.array([share for _, share in known])
+        matrix = np.array([[row[name] for name in names] for row in rows]) / took[:, None]
+        assumed = np.array([0.0 if name in _COUNTED else 1.0 for name in names])
+        solved, _ = nnls(
+            np.vstack([matrix, _PULL * np.eye(len(names))]),
+            np.concatenate([np.ones(len(known)), _PULL * assumed]),
+        )
+        whole = float(np.array(list(rows[0].values())) @ solved)
+        return cls(dense, {n: float(p) / whole for n, p in zip(names, solved, strict=True)})
+
+
+def features(anatomy: Anatomy, dense: Anatomy, workload: Workload) -> dict[str, float]:
+    """What a decode step reads, by kind, as shares of the dense step's bytes; and what it runs, as
+    shares of the dense model's sublayers."""
+    spent = cost.decode_cost(anatomy, workload)
+    whole = cost.decode_cost(dense, workload).bytes
+    every = [sublayer for layer in anatomy.layers for sublayer in (layer.attention, layer.ffn)]
+    thinned = [each for each in every if each.kind == "ffn" and each.decode_share < 1]
+    apart = sum(each.decode_share * cost.touched_bytes(each, workload.batch) for each in thinned)
+    places = 2 * dense.dense_layers
+    return {
+        "outside": (spent.head.bytes + spent.embedding.bytes + spent.other.bytes) / whole,
+        "attention": (spent.attention.bytes + spent.kv.bytes) / whole,
+        "ffn": (spent.ffn.bytes - apart) / whole,
+        "apart": apart / whole,
+        "sublayers": sum(each.state == KEEP for each in every) / places,
+        "thinned": len(thinned) / places,
+        "fills": sum(each.state != KEEP and bool(each.parts) for each in every) / places,
+    }
+
+
+def references(anatomy: Anatomy, thin: bool) -> list[Plan]:
+    """Plans that differ in what a step reads and runs; their weights mean nothing."""
+    size, layers = anatomy.hidden_size, range(0, anatomy.dense_layers, 2)
+    found = []
+    for kind in ("attention", "ffn"):
+        section = {kind: list(layers), "fill": "linear:16"}
+        values = {}
+        for layer in layers:
+            name = f"drop.{kind}.{layer}"
+            rank = min(16, size)
+            values[f"{name}.down"] = torch.zeros(rank, size)
+            values[f"{name}.up"] = torch.zeros(size, rank)
+            values[f"{name}.bias"] = torch.zeros(size)
+        found.append(Plan.empty(anatomy).with_section("drop", section).with_values(values))
+    for keep in (0.8, 0.5) if thin else ():
+        found.append(_narrow(anatomy, keep))
+        found.append(Plan.empty(anatomy).with_section("experts", {"keep": keep}))
+    return found
+
+
+def _narrow(anatomy: Anatomy, keep: float) -> Plan:
+    from skimp.methods.experts.calibrated import kept_name, width_of
+    from skimp.methods.experts.section import Experts
+
+    section: dict[str, Any] = {"keep": keep, "scope": "calibrated"}
+    rows = {
+        kept_name(layer): torch.arange(
+            Experts(keep=keep).count(layer, width_of(ffn, anatomy.hidden_size)), dtype=torch.int32
+        )
+        for layer, ffn in anatomy.sublayers("ffn")
+    }
+    return Plan.empty(anatomy).with_section("experts", section).with_values(rows)

@@ -154,7 +154,7 @@ def joint_harm(model: nn.Module, plan: Plan, windows: Sequence[Windows]) -> floa
     with apply(model, plan):
         chooser = Chooser(model)
         for each, dense in zip(windows, wanted, strict=True):
-            with guided(_Thin(chooser, each)):
+            with guided(Thin(chooser, len(each.ids), each.prompt)):
                 found = _answers(model, each).float().log_softmax(-1)
             total += float((dense.exp() * (dense - found)).sum())
             tokens += dense.shape[0] * dense.shape[1]
@@ -219,18 +219,19 @@ class _Watch:
         return out.clone()  # some families add to it in place
 
 
-class _Thin:
-    """Answers have the experts that their prompts choose; computed in full, then set aside."""
+class Thin:
+    """Answers of `batch` texts have the experts that their first `prompt` columns choose; all is
+    computed in full, then set aside."""
 
-    def __init__(self, chooser: Chooser, windows: Windows) -> None:
-        self._chooser, self._windows = chooser, windows
+    def __init__(self, chooser: Chooser, batch: int, prompt: int) -> None:
+        self._chooser, self._batch, self._prompt = chooser, batch, prompt
 
     def enter(self, module: NeuronsIn, x: Tensor) -> Tensor:
         return module.dense(x)
 
     def leave(self, module: NeuronsOut, h: Tensor) -> Tensor:
-        prompt, batch = self._windows.prompt, len(self._windows.ids)
-        z = h.reshape(batch, -1, module.width).clone()
+        prompt = self._prompt
+        z = h.reshape(self._batch, -1, module.width).clone()
         evidence = _Evidence(self._chooser, module, z[:, :prompt])
         gone, means = evidence.left_out(), evidence.means
         z[:, prompt:] = torch.where(gone[:, None], means[:, None].to(z.dtype), z[:, prompt:])

@@ -30,7 +30,7 @@ from skimp.errors import WorkloadError
 from skimp.measure import cost, oracle
 from skimp.measure.machine import Machine, profile
 from skimp.measure.memory import check_workload
-from skimp.measure.statistics import median_interval
+from skimp.measure.statistics import Interval, median_interval
 from skimp.measure.timed import Decoding, Schedule, Side, Timed, no_collector
 from skimp.plan import Plan
 from skimp.progress import SILENT, Progress
@@ -227,6 +227,38 @@ def compare_speed(
         contexts=(window.prompt, window.prompt + window.new - 1),
         machine=measured,
     )
+
+
+def compare_decoding(
+    dense: Timed,
+    planned: Timed,
+    workload: Workload,
+    *,
+    steps: int = 96,
+    seed: int = 0,
+) -> Interval:
+    """Dense over planned time of decode steps alone: the median of turns, and its 95% interval.
+
+    One prompt is read by each side, so this takes a fraction of :func:`compare_speed`; what it says
+    of a plan hangs on one prompt. `dense` may serve for many plans.
+
+    Raises:
+        WorkloadError: a workload of fewer than 24 new tokens, of which too few turns could be made.
+    """
+    if workload.new < _LEAST_ROUNDS * 4:
+        raise WorkloadError(
+            f"workload: {workload.new} new tokens are too few to time; use at least "
+            f"{_LEAST_ROUNDS * 4}."
+        )
+    like = next(dense.engine.model.parameters())
+    schedule = Schedule.of(workload, steps, like.device, dense.anatomy)
+    sides = [dense, planned]
+    for side in sides:
+        side.prefills.clear()
+        side.turns.clear()
+    _time(sides, schedule, 1, seed, SILENT)
+    pairs = zip(dense.turns, planned.turns, strict=True)
+    return median_interval([median(before) / median(after) for before, after in pairs])
 
 
 def _time(

@@ -1,0 +1,377 @@
+"""`skimp plan --budget`: search for the best plan; `--pick`: take one of those that it found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+
+from skimp.cli import frontier_table
+from skimp.cli.common import Run, require_tokenizer
+from skimp.errors import SkimpError
+
+if TYPE_CHECKING:
+    from skimp.calibration.text import Calibration
+    from skimp.finder.budget import Budget
+    from skimp.finder.search import Found
+    from skimp.finder.texts import Texts
+    from skimp.models.load import Loaded
+    from skimp.plan import Plan
+    from skimp.workload import Workload
+
+_RESULT = "result.json"
+
+
+def _option(*names: str, metavar: str | None = None, help: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel="By a search")
+
+
+BudgetOption = Annotated[
+    list[str] | None,
+    _option(
+        "--budget",
+        metavar="LIMIT",
+        help="Search for the best plan within limits: loss<=1%, kl<=0.05, speedup>=1.4x, "
+        "bytes>=1.3x, memory<=6GiB, kv<=500MiB. May be given several times.",
+    ),
+]
+SearchOption = Annotated[
+    bool, _option("--search", help="Search without a budget: show the frontier, to --pick from.")
+]
+CostsOption = Annotated[
+    str,
+    _option(
+        "--costs", help="What counts as speed: measured (on this machine) or bytes (byte bound)."
+    ),
+]
+TimeOption = Annotated[
+    float | None,
+    _option(
+        "--time",
+        metavar="MINUTES",
+        help="Begin nothing new after so long; the same command goes on later.",
+    ),
+]
+HeldOutOption = Annotated[
+    Path | None,
+    _option(
+        "--held-out",
+        metavar="FILE",
+        help="Text to judge on [dim](default: a third of the calibration text)[/].",
+    ),
+]
+CompareOption = Annotated[
+    bool,
+    _option("--compare/--no-compare", help="Set the papers' rules beside the frontier."),
+]
+WorkersOption = Annotated[
+    int | None,
+    _option(
+        "--workers",
+        metavar="N",
+        help="Processes that fit and judge plans [dim](default: by cores and memory)[/].",
+    ),
+]
+RayOption = Annotated[
+    str | None,
+    _option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Fit and judge on a Ray cluster that shares the search's folder.",
+    ),
+]
+StateOption = Annotated[
+    Path | None,
+    _option(
+        "--state",
+        metavar="DIR",
+        help="Where the search keeps what it found [dim](default: beside --out)[/].",
+    ),
+]
+PickOption = Annotated[
+    int | None, _option("--pick", metavar="N", help="Write plan N of a search that is done.")
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says of a search."""
+
+    budget: list[str]
+    search: bool
+    costs: str
+    minutes: float | None
+    workers: int | None
+    ray: str | None
+    state: Path | None
+    rules: bool
+    held_out: Path | None
+    pick: int | None
+
+    @property
+    def any(self) -> bool:
+        return bool(self.budget) or self.search or self.pick is not None
+
+
+def check(asked: Asked) -> Budget:
+    """Refuse what makes no sense, before anything is loaded."""
+    from skimp.finder.budget import Budget
+    from skimp.finder.search import Costs
+
+    if asked.costs not in get_args(Costs):
+        raise SkimpError(f"--costs: {asked.costs!r} is none of {', '.join(get_args(Costs))}.")
+    if asked.minutes is not None and asked.minutes <= 0:
+        raise SkimpError(f"--time: {asked.minutes:g} minutes are none; give more, or leave it out.")
+    if asked.workers is not None and asked.workers < 1:
+        raise SkimpError("--workers: give at least 1.")
+    if asked.held_out is not None and not asked.held_out.is_file():
+        raise SkimpError(f"--held-out: there is no file {asked.held_out}.")
+    budget = Budget.parse(asked.budget)
+    speed = budget.get("speedup")
+    if speed is not None and asked.costs == "bytes":
+        raise SkimpError(
+            "--budget: with --costs bytes nothing is timed, so no speedup can be promised; ask for "
+            f"bytes>={speed.value:g}x, or leave --costs out."
+        )
+    return budget
+
+
+def folder_of(asked: Asked, out: Path | None) -> Path:
+    """Where a search keeps what it has found: beside the plan unless said otherwise."""
+    if asked.state is not None:
+        return asked.state
+    if out is None:
+        raise SkimpError("--out: name the plan file to write, or --state for the search's folder.")
+    return out.with_suffix(".search")
+
+
+def search(
+    run: Run,
+    loaded: Loaded,
+    asked: Asked,
+    budget: Budget,
+    workload: Workload,
+    calibration: Path | None,
+    out: Path | None,
+) -> None:
+    """Search, show what was found, and write the chosen plan, if there is one."""
+    from skimp.finder.search import Search, Wanted
+    from skimp.finder.state import State
+    from skimp.finder.workers import Site, make, workers
+    from skimp.models.anatomy import Anatomy
+    from skimp.models.cache import write_json
+
+    folder = folder_of(asked, out)
+    anatomy = Anatomy.of(loaded.model)
+    wanted = Wanted(
+        workload,
+        budget,
+        cast("Any", asked.costs),
+        run.seed,
+        None if asked.minutes is None else asked.minutes * 60,
+    )
+    texts_of = {
+        "calibration": _digest(calibration),
+        "held_out": _digest(asked.held_out),
+    }
+    key = {"model": anatomy.fingerprint, "dtype": run.dtype, **wanted.key, **texts_of}
+    state = State(folder, key)
+    texts = _texts(run, loaded, calibration, asked.held_out, state)
+    number = asked.workers or _workers(run, loaded)
+    site = Site(loaded.source, run.dtype, run.device, _threads(number), folder)
+    with (
+        workers(number, site, partial(make, loaded.model, texts), asked.ray) as do,
+        _drawing() as shown,
+    ):
+        made = Search(loaded.model, wanted, texts, state, do, progress=run.progress, shown=shown)
+        rules = _rules(loaded, texts.fitting, run) if asked.rules else ()
+        found = made.run(rules)
+    result = {**run.loaded_header(loaded, anatomy, None), "search": found.search}
+    write_json(folder / _RESULT, result)
+    plan = _hand_out(found, folder, out)
+    document = {**run.loaded_header(loaded, anatomy, plan), "search": found.search}
+    _show(run, found, folder, out if plan is not None else None)
+    run.finish(document)
+
+
+def pick(run: Run, asked: Asked, out: Path | None) -> None:
+    """Write one of the plans that a search found."""
+    from skimp.finder.state import read_json
+
+    folder = folder_of(asked, out)
+    if out is None:
+        raise SkimpError("--out: name the plan file to write, for example --out plan.yaml.")
+    if not (folder / _RESULT).exists():
+        raise SkimpError(
+            f"--pick: {folder} holds no finished search; search first, or name its folder with "
+            "--state."
+        )
+    result = read_json(folder / _RESULT)
+    numbers = [entry["number"] for entry in result["search"]["plans"] if entry["number"]]
+    if asked.pick not in numbers:
+        listed = ", ".join(map(str, numbers))
+        raise SkimpError(f"--pick: there is no plan {asked.pick}; there are {listed}.")
+    entry = next(e for e in result["search"]["plans"] if e["number"] == asked.pick)
+    plan = _write(folder, entry, result["search"], out)
+    run.console.print(f"Wrote plan {asked.pick} to [bold]{out}[/].")
+    search = {**result["search"], "chosen": asked.pick, "promise": None}
+    run.finish({**result, "command": run.command, "plan": plan.to_dict(), "search": search})
+
+
+def _hand_out(found: Found, folder: Path, out: Path | None) -> Plan | None:
+    number = found.selection.number
+    if number is None or out is None:
+        return None
+    entry = next(e for e in found.search["plans"] if e["number"] == number)
+    return _write(folder, entry, found.search, out, found.selection.promise)
+
+
+def _write(
+    folder: Path,
+    entry: Mapping[str, Any],
+    search: Mapping[str, Any],
+    out: Path,
+    promise: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The fitted plan as a file, with what was found out about it that no clock had a part in."""
+    from skimp.plan import Plan
+
+    names = ("kl", "kl_interval", "loss_difference", "loss_interval", "agreement", "byte_bound")
+    evidence = {name: entry[name] for name in names}
+    evidence |= {"workload": search["workload"], "budget": search["budget"]}
+    if promise is not None and promise["bound"] is not None:
+        evidence |= {"bound": promise["bound"], "level": promise["level"]}
+    plan = Plan.read(folder / f"{entry['file']}.yaml").with_evidence(search=evidence)
+    plan.write(out)
+    return plan
+
+
+def _texts(
+    run: Run, loaded: Loaded, calibration: Path | None, held_out: Path | None, state: Any
+) -> Texts:
+    from skimp.calibration.text import calibrate
+    from skimp.finder.texts import Texts
+    from skimp.finder.workers import has_texts, read_texts, write_texts
+
+    if has_texts(state.folder):
+        return read_texts(state.folder)
+    tokenizer = require_tokenizer(loaded, "searching for a plan")
+    text = calibrate(
+        loaded.model, tokenizer, text=calibration, seed=run.seed, progress=run.progress
+    )
+    others = None
+    if held_out is not None:
+        judged = calibrate(loaded.model, tokenizer, text=held_out, seed=run.seed)
+        others = judged.documents
+    texts = Texts.of(text, run.seed, held_out=others)
+    write_texts(state.folder, texts)
+    return texts
+
+
+def _rules(loaded: Loaded, text: Calibration, run: Run) -> list[tuple[str, Callable[[], Plan]]]:
+    """The papers' rules, as plans to set beside the frontier."""
+    from skimp.finder.choose import choose
+    from skimp.models.anatomy import Anatomy
+    from skimp.plan import Plan
+
+    anatomy = Anatomy.of(loaded.model)
+    layers = anatomy.dense_layers
+
+    def drop(rule: str, part: str, share: float) -> Plan:
+        counts: dict[str, Any] = {f"drop_{part}": round(share * layers)}
+        return choose(
+            loaded.model,
+            loaded.tokenizer,
+            rule=rule,
+            fill="zero",
+            repair="none",
+            calibration=text,
+            seed=run.seed,
+            **counts,
+        ).plan
+
+    def experts(keep: float) -> Plan:
+        return Plan.empty(anatomy).with_section("experts", {"keep": keep})
+
+    found: list[tuple[str, Callable[[], Plan]]] = [
+        (f"{rule}, {word} {share:.0%}", partial(drop, rule, part, share))
+        for rule, part, word, shares in (
+            ("last", "attention", "attention", (0.25, 1 / 3, 0.5)),
+            ("last", "ffn", "FF", (0.25,)),
+            ("cosine", "attention", "attention", (0.25, 1 / 3, 0.5)),
+            ("block-influence", "layers", "layers", (0.1, 0.25)),
+        )
+        for share in shares
+    ]
+    if any(len(part.shape) > 2 for layer in anatomy.layers for part in layer.ffn.parts):
+        return found
+    return [*found, *((f"GRIFFIN {keep}", partial(experts, keep)) for keep in (0.75, 0.5))]
+
+
+def _digest(path: Path | None) -> str | None:
+    from skimp.models.cache import digest
+
+    return None if path is None else digest(path)
+
+
+def _workers(run: Run, loaded: Loaded) -> int:
+    """As many processes as there are cores and as fit into half of the free memory."""
+    import psutil
+
+    from skimp.models.anatomy import Anatomy
+
+    if run.device != "cpu":
+        return 1
+    each = 2**30 + 2 * Anatomy.of(loaded.model).weight_bytes
+    room = psutil.virtual_memory().available // 2 // each
+    return max(1, min(_cores(), 4, int(room)))
+
+
+def _cores() -> int:
+    import torch
+
+    return min(len(os.sched_getaffinity(0)), torch.get_num_threads())
+
+
+def _threads(workers: int) -> int:
+    return max(1, _cores() // workers)
+
+
+@contextmanager
+def _drawing() -> Iterator[Callable[..., None]]:
+    """Draw the frontier on standard error whenever more is known."""
+    from rich.console import Console
+    from rich.panel import Panel
+
+    console = Console(stderr=True)
+    titles = iter(
+        ("frontier foretold: harm if harms added up, against bytes", "harm measured jointly")
+    )
+
+    def shown(
+        points: Sequence[tuple[float, float]], others: Sequence[tuple[str, float, float]]
+    ) -> None:
+        title = next(titles, "loss on held-out text against speed")
+        console.print(Panel(frontier_table.sketch(points, others), title=title, expand=False))
+
+    yield shown
+
+
+def _show(run: Run, found: Found, folder: Path, written: Path | None) -> None:
+    console = run.console
+    console.print(frontier_table.table(found.search))
+    for each in found.selection.withheld:
+        console.print(f"Plan {each['number']} is withheld: {each['reason']}")
+    console.print(found.selection.words, highlight=False)
+    if not found.search["complete"]:
+        console.print("The time ran out; the same command goes on where it ended.")
+    if written is not None:
+        console.print(f"Wrote plan {found.selection.number} to [bold]{written}[/].")
+    else:
+        console.print(f"Take one with --pick N --state {folder} --out PLAN.", highlight=False)

@@ -1,0 +1,284 @@
+"""From foretold harms to a ladder of plans, rung by rung faster, corrected by measured joint harm.
+
+The first frontier is exact if harms add up. What of that is wrong is measured: at some speeds what
+all choices of a kind and offer add to the joint harm is set against the sum foretold, and the best
+is picked anew with those factors until it moves no more. Last, small exchanges are tried around a
+rung (:meth:`Ladder.exchange`), which also take back what later choices made unnecessary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from skimp.calibration.replay import Replay, pack
+from skimp.finder.choices import Choice, Chosen, offers
+from skimp.finder.foretell import Foretold, foretell
+from skimp.finder.harm import Harm, Scoring
+from skimp.finder.knapsack import pick
+from skimp.finder.menu import Menu
+from skimp.finder.stage import Stage
+from skimp.finder.state import State
+from skimp.finder.texts import Texts
+from skimp.methods.in_order import Place
+from skimp.models.anatomy import Kind
+from skimp.progress import SILENT, Progress
+
+SPEEDS = (1.02, 1.04, 1.07, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4, 1.5, 1.6, 1.75, 2.0)
+PREPARING = 3072  # tokens that alternatives are prepared on
+ANCHORS = (1.1, 1.4)  # speeds at which is measured how harms add up
+_ROUNDS = 3  # of correction, at most
+_LEAST_FACTOR, _TINY = 0.1, 1e-9
+_BEHIND = 1.3  # times the harm of another group, at all anchors: given up
+_CHANGES = 6  # sublayers that one exchange may touch
+# What refitted output maps leave of the harm that plans do without (docs/log.md).
+_REPAIRED = 0.65
+
+Factors = dict[tuple[str, Kind], float]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A plan of the ladder: its choices, and harms in nats per token on the choosing text."""
+
+    chosen: Mapping[Place, Choice]
+    group: str
+    foretold: float
+    joint: float
+
+
+class Ladder:
+    """The search over choices for one model, on the choosing text; a context manager.
+
+    Args:
+        menu: every choice, at the prices to plan by.
+        state: remembers what was measured.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        menu: Menu,
+        texts: Texts,
+        state: State,
+        seed: int,
+        progress: Progress = SILENT,
+    ) -> None:
+        self.menu, self._state, self._seed, self._progress = menu, state, seed, progress
+        self._stage = _stage(model, menu, texts, progress)
+        self.groups = sorted({offers()[c.offer].group for c in menu.choices} - {"drop"}) or [""]
+        self._menus = {group: menu.of_groups(("drop", group)) for group in self.groups}
+        self._corrections: dict[str, list[dict[str, Any]]] = {}
+        self.foretold: Foretold = {}
+
+    def __enter__(self) -> "Ladder":
+        self._stage.__enter__()
+        self.foretold = _read(self._state.remember("foretold", lambda: _plain(self._foretell())))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stage.__exit__(*error)
+
+    def price(self, menu: Menu) -> None:
+        """Plan by other prices from now on."""
+        self.menu = menu
+        self._menus = {group: menu.of_groups(("drop", group)) for group in self.groups}
+
+    def first(self, speeds: Sequence[float] = SPEEDS) -> list[tuple[float, float]]:
+        """(speed, harm) of the frontier if harms added up."""
+        found = []
+        for speed in speeds:
+            sums = []
+            for group in self.groups:
+                chosen = self._pick(group, speed, {})
+                if chosen is not None:
+                    sums.append(self._sum(chosen, {}))
+            if sums:
+                found.append((speed, min(sums)))
+        return found
+
+    def correct(self) -> None:
+        """Learn at a few speeds how harms add up, and give up the group that is far behind."""
+        for group in self.groups:
+            found = [
+                self._state.remember(
+                    f"factors-{group or 'drop'}-{speed}",
+                    lambda group=group, speed=speed: self._correction(group, speed),
+                )
+                for speed in ANCHORS
+            ]
+            self._corrections[group] = [each for each in found if each is not None]
+        reached = {g: each for g, each in self._corrections.items() if each}
+        if len(reached) > 1:
+            first = {group: _expected(each[0]["joint"], group) for group, each in reached.items()}
+            last = {group: _expected(each[-1]["joint"], group) for group, each in reached.items()}
+            behind = [
+                group
+                for group in reached
+                if first[group] > _BEHIND * min(first.values())
+                and last[group] > _BEHIND * min(last.values())
+            ]
+            self.groups = [group for group in self.groups if group not in behind]
+
+    def best(self, speed: float) -> Rung | None:
+        """The rung of least harm at a speed, repairs reckoned in; None where nothing is so fast."""
+        rungs = []
+        for group in self.groups:
+            name = f"rung-{group or 'drop'}-{speed:.4f}"
+            found = self._state.remember(name, lambda group=group: self._rung(group, speed))
+            if found is not None:
+                rungs.append(_rung_of(found, group))
+        return min(rungs, key=lambda rung: _expected(rung.joint, rung.group), default=None)
+
+    def exchange(self, rung: Rung, speed: float, name: str) -> Rung:
+        """A rung of less joint harm at the same speed, if a few exchanges lead to one."""
+        found = self._state.remember(name, lambda: self._exchange(rung, speed))
+        return _rung_of(found, rung.group)
+
+    def _foretell(self) -> Foretold:
+        return foretell(self._stage, self.menu.choices, seed=self._seed, progress=self._progress)
+
+    def _rung(self, group: str, speed: float) -> dict[str, Any] | None:
+        chosen = self._pick(group, speed, self._factors_near(group, speed))
+        if chosen is None:
+            return None
+        return _plain_rung(chosen, self._sum(chosen, {}), self._stage.harm_of(chosen))
+
+    def _correction(self, group: str, speed: float) -> dict[str, Any] | None:
+        """Factors at which the best choices at a speed stay what they are, or nearly."""
+        factors: Factors = {}
+        chosen, seen = self._pick(group, speed, factors), []
+        joint = 0.0
+        while chosen is not None and chosen not in seen and len(seen) < _ROUNDS:
+            seen.append(chosen)
+            joint = self._stage.harm_of(chosen)
+            factors = self._factors(chosen, joint)
+            chosen = self._pick(group, speed, factors)
+        if not seen:
+            return None
+        return {"factors": [[*name, value] for name, value in factors.items()], "joint": joint}
+
+    def _factors_near(self, group: str, speed: float) -> Factors:
+        known = self._corrections.get(group)
+        if not known:
+            return {}
+        nearest = min(range(len(known)), key=lambda number: abs(ANCHORS[number] - speed))
+        return {(offer, kind): value for offer, kind, value in known[nearest]["factors"]}
+
+    def _factors(self, chosen: Chosen, whole: float) -> Factors:
+        """How much more the choices of a kind and offer do together than was foretold."""
+        parts: dict[tuple[str, Kind], dict[Place, Choice]] = {}
+        for place, choice in chosen.items():
+            parts.setdefault((choice.offer, choice.kind), {})[place] = choice
+        if len(parts) < 2:
+            return {}
+        found = {}
+        for name, part in parts.items():
+            # What is added by this part to all others, since harms grow by company.
+            rest = {place: choice for place, choice in chosen.items() if place not in part}
+            added = whole - self._stage.harm_of(rest)
+            found[name] = max(_LEAST_FACTOR, added / max(self._sum(part, {}), _TINY))
+        return found
+
+    def _exchange(self, rung: Rung, speed: float) -> dict[str, Any]:
+        menu = self._menus[rung.group]
+        best, least = dict(rung.chosen), self._stage.go_to(rung.chosen)
+        changes = _CHANGES
+        while changes > 1:
+            rises = foretell(self._stage, menu.choices, seed=self._seed, progress=self._progress)
+            found = pick(rises, menu.savings, _saving(menu, speed), near=best, changes=changes)
+            if found is None or found == best:
+                break
+            joint = self._stage.harm_of(found)
+            if joint < least:
+                best, least = found, self._stage.go_to(found)
+            else:
+                changes //= 2
+        self._stage.go_to({})
+        return _plain_rung(best, self._sum(best, {}), least)
+
+    def _pick(self, group: str, speed: float, factors: Factors) -> dict[Place, Choice] | None:
+        menu = self._menus[group]
+        harms = {
+            place: {choice: self._harm(choice, factors) for choice in own}
+            for place, own in menu.savings.items()
+        }
+        found = pick(harms, menu.savings, _saving(menu, speed))
+        # Only one attention sublayer less than all may go (positions come from a cache).
+        return None if found is None else _with_attention(found, self.foretold, menu)
+
+    def _harm(self, choice: Choice | None, factors: Factors) -> float:
+        if choice is None:
+            return 0.0
+        factor = factors.get((choice.offer, choice.kind), 1.0)
+        return factor * self.foretold[choice.place][choice]
+
+    def _sum(self, chosen: Chosen, factors: Factors) -> float:
+        return sum(self._harm(choice, factors) for choice in chosen.values())
+
+
+def _saving(menu: Menu, speed: float) -> float:
+    return menu.dense * (1 - 1 / speed)
+
+
+def _expected(joint: float, group: str) -> float:
+    """Harm once output maps are refitted, where they are."""
+    return joint * (1.0 if group == "prompt" else _REPAIRED)
+
+
+def _with_attention(
+    chosen: dict[Place, Choice], foretold: Foretold, menu: Menu
+) -> dict[Place, Choice]:
+    gone = [
+        place for place, each in chosen.items() if place[1] == "attention" and each.offer == "drop"
+    ]
+    if len(gone) < menu.anatomy.dense_layers:
+        return chosen
+    worst = max(gone, key=lambda place: foretold[place][chosen[place]])
+    return {place: choice for place, choice in chosen.items() if place != worst}
+
+
+def _stage(model: nn.Module, menu: Menu, texts: Texts, progress: Progress) -> Stage:
+    fitting = texts.fitting
+    documents = fitting.sample(PREPARING, fitting.seed)
+    replay = Replay(model, pack(documents))
+    prepared = {
+        name: offer.prepare(
+            replay, menu.anatomy, [c for c in menu.choices if c.offer == name], progress
+        )
+        for name, offer in offers().items()
+        if any(choice.offer == name for choice in menu.choices)
+    }
+    windows = texts.choosing
+    scored = Replay(model, pack(list(windows.ids)))
+    scoring = Scoring(even=windows.tokens, far=0, skip=windows.prompt - 1)
+    harm = Harm(scored, "kl", scoring=scoring)
+    return Stage(scored, harm, windows.prompt, prepared)
+
+
+def _plain(foretold: Foretold) -> list[list[Any]]:
+    return [
+        [choice.layer, choice.kind, choice.offer, choice.level, rise]
+        for each in foretold.values()
+        for choice, rise in each.items()
+        if choice is not None
+    ]
+
+
+def _read(rows: Sequence[Sequence[Any]]) -> Foretold:
+    found: Foretold = {}
+    for layer, kind, offer, level, rise in rows:
+        choice = Choice(layer, kind, offer, level)
+        found.setdefault(choice.place, {None: 0.0})[choice] = rise
+    return found
+
+
+def _plain_rung(chosen: Chosen, foretold: float, joint: float) -> dict[str, Any]:
+    rows = [[c.layer, c.kind, c.offer, c.level] for c in sorted(chosen.values())]
+    return {"chosen": rows, "foretold": foretold, "joint": joint}
+
+
+def _rung_of(data: Mapping[str, Any], group: str) -> Rung:
+    choices = [Choice(*row) for row in data["chosen"]]
+    return Rung({c.place: c for c in choices}, group, data["foretold"], data["joint"])

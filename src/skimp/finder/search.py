@@ -1,0 +1,319 @@
+"""The search for the best plan at a workload, from text to a measured frontier and a promise."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from skimp.finder.budget import Budget
+from skimp.finder.choices import plan_of
+from skimp.finder.clock import Clock, measure_prices
+from skimp.finder.judge import quality
+from skimp.finder.ladder import SPEEDS, Ladder, Rung
+from skimp.finder.menu import Menu
+from skimp.finder.prices import Bytes
+from skimp.finder.select import Selection, select
+from skimp.finder.state import State
+from skimp.finder.texts import Texts
+from skimp.finder.workers import Job, Sums
+from skimp.measure import cost
+from skimp.methods.registry import reduce
+from skimp.models.anatomy import Anatomy
+from skimp.plan import Plan
+from skimp.progress import SILENT, Progress
+from skimp.workload import Workload
+
+Costs = Literal["measured", "bytes"]
+Entry = dict[str, Any]
+Shown = Callable[[Sequence[tuple[float, float]], Sequence[tuple[str, float, float]]], None]
+_SPARE = 1.02  # a plan for a wanted speed is foretold to be so much faster, so that it holds
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is searched for. `seconds`: a time box, after which no further plan is begun."""
+
+    workload: Workload
+    budget: Budget
+    costs: Costs = "measured"
+    seed: int = 0
+    seconds: float | None = None
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells one search's folder from another's."""
+        return {
+            "workload": str(self.workload),
+            "costs": self.costs,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to. `search`: as documents hold it; `sums` of each judged plan's text."""
+
+    search: dict[str, Any]
+    selection: Selection
+    sums: Mapping[int, Sums]
+
+
+class Search:
+    """One search over one dense model.
+
+    Args:
+        texts: parted calibration text.
+        state: where steps are remembered.
+        do: does jobs in order, here or elsewhere (:mod:`skimp.finder.workers`).
+        shown: is given (speed, harm) points of the frontier whenever more is known, and those of
+            other plans with their names.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: Wanted,
+        texts: Texts,
+        state: State,
+        do: Callable[[Sequence[Job]], Any],
+        *,
+        progress: Progress = SILENT,
+        shown: Shown = lambda points, others: None,
+    ) -> None:
+        self._model, self._wanted, self._texts, self._state = model, wanted, texts, state
+        self._do, self._progress, self._shown = do, progress, shown
+        self._anatomy = Anatomy.of(model)
+        self._started = time.monotonic()
+        self._clock: Clock | None = None
+        self._entries: list[Entry] = []
+        self._sums: dict[int, Sums] = {}
+        self.complete = True
+
+    def run(self, rules: Sequence[tuple[str, Callable[[], Plan]]] = ()) -> Found:
+        """Search; `rules` are named plans, made when asked for, to set beside the frontier."""
+        self._entries = [self._dense()]
+        rungs = self._climb()
+        self._judge(rungs)
+        self._time()
+        self._add_rules(rules)
+        _mark_frontier(self._entries)
+        self._entries.sort(key=lambda entry: entry["number"])
+        selection = select(self._wanted.budget, self._entries, self._sums, self._seconds_of)
+        return Found(self._document(selection), selection, self._sums)
+
+    def _climb(self) -> list[Rung]:
+        """The ladder's rungs, from slow to fast, no two alike."""
+        by_bytes = Menu.of(self._model, self._wanted.workload, Bytes())
+        with Ladder(
+            self._model,
+            by_bytes,
+            self._texts,
+            self._state,
+            self._wanted.seed,
+            self._progress,
+        ) as ladder:
+            self._shown(ladder.first(), ())
+            menu = self._priced(by_bytes)
+            ladder.price(menu)
+            ladder.correct()
+            found: dict[Any, tuple[float, Rung]] = {}
+            speeds = self._speeds()
+            with self._progress.task("choosing plans", len(speeds)) as step:
+                for speed in speeds:
+                    rung = None if self._late() else ladder.best(speed)
+                    if rung is not None and rung.chosen:
+                        found.setdefault(frozenset(rung.chosen.values()), (speed, rung))
+                    step()
+            rungs = list(found.values())
+            self._shown([(speed, rung.joint) for speed, rung in rungs], ())
+        self._menu = menu
+        return [rung for _, rung in rungs]
+
+    def _priced(self, menu: Menu) -> Menu:
+        if self._wanted.costs == "bytes":
+            return menu
+        thin = any(choice.offer != "drop" for choice in menu.choices)
+        prices = measure_prices(
+            self._model, self._wanted.workload, thin=thin, progress=self._progress
+        )
+        return Menu(menu.anatomy, menu.workload, prices, menu.choices)
+
+    def _speeds(self) -> list[float]:
+        asked = [
+            limit.value * _SPARE
+            for limit in self._wanted.budget.cost
+            if limit.about_speed and limit.value > 1
+        ]
+        return sorted({*SPEEDS, *asked})
+
+    def _judge(self, rungs: Sequence[Rung]) -> None:
+        """Fit every rung's plan, and judge it."""
+        jobs: list[Job] = []
+        entries: list[Entry] = []
+        for rung in rungs:
+            plan = plan_of(rung.chosen, self._anatomy)
+            entries.append(self._entry(plan, "finder", "finder", rung))
+            jobs.append(self._job(plan, entries[-1]))
+            self._entries.append(entries[-1])
+        self._run_jobs(jobs, entries)
+
+    def _run_jobs(self, jobs: Sequence[Job], entries: Sequence[Entry]) -> None:
+        waiting = [
+            (job, entry) for job, entry in zip(jobs, entries, strict=True) if not self._known(job)
+        ]
+        with self._progress.task("fitting and judging plans", len(jobs)) as step:
+            for _ in range(len(jobs) - len(waiting)):
+                step()
+            results = iter(self._do([job for job, _ in waiting]))
+            for job, _ in waiting:
+                if self._late():
+                    break
+                sums = next(results)
+                self._state.remember(f"judged-{job.fitted.stem}", lambda sums=sums: sums)
+                step()
+        for job, entry in zip(jobs, entries, strict=True):
+            if self._known(job):
+                sums = self._state.remember(f"judged-{job.fitted.stem}", list)
+                self._sums[entry["number"]] = sums
+                entry.update(quality(sums))
+            else:
+                self._entries.remove(entry)
+
+    def _known(self, job: Job) -> bool:
+        return (self._state.folder / f"judged-{job.fitted.stem}.json").exists()
+
+    def _job(self, plan: Plan, entry: Entry) -> Job:
+        asked = self._state.plan(f"asked-{entry['file']}")
+        plan.write(asked)
+        return Job(asked, self._state.plan(entry["file"]))
+
+    def _time(self) -> None:
+        """Time every judged plan that was not timed yet."""
+        untimed = [entry for entry in self._entries if entry["number"] and not entry["speedup"]]
+        with self._progress.task("timing plans beside dense", len(untimed)) as step:
+            for entry in untimed:
+                if self._wanted.costs == "measured" and not self._late():
+                    self._time_one(entry)
+                step()
+        self._show()
+
+    def _time_one(self, entry: Entry) -> None:
+        name = entry["file"]
+        found = self._state.remember(f"timed-{name}", lambda: self._timed(name))
+        entry["speedup"], entry["speedup_interval"] = found["estimate"], found["interval"]
+
+    def _timed(self, name: str) -> dict[str, Any]:
+        if self._clock is None:
+            self._clock = Clock(self._model, self._wanted.workload, self._wanted.seed)
+        found = self._clock.speedup(Plan.read(self._state.plan(name)))
+        return {"estimate": found.estimate, "interval": list(found.pair)}
+
+    def _seconds_of(self, number: int) -> tuple[float, tuple[float, float]]:
+        """A second timing, of a plan that is about to be handed out."""
+        name = next(entry["file"] for entry in self._entries if entry["number"] == number)
+        found = self._state.remember(f"timed-again-{name}", lambda: self._timed(name))
+        return found["estimate"], (found["interval"][0], found["interval"][1])
+
+    def _add_rules(self, rules: Sequence[tuple[str, Callable[[], Plan]]]) -> None:
+        entries, jobs = [], []
+        with self._progress.task("plans by the papers' rules", len(rules)) as step:
+            for name, make in rules:
+                if not self._late():
+                    asked = self._state.fitted(f"rule-{_digest(name)}", make)
+                    entry = self._entry(asked, "rule", name, None)
+                    entries.append(entry)
+                    self._entries.append(entry)
+                    jobs.append(self._job(asked, entry))
+                step()
+        self._run_jobs(jobs, entries)
+        self._time()
+
+    def _dense(self) -> Entry:
+        entry = self._entry(Plan.empty(self._anatomy), "dense", "dense", None)
+        zero = {"kl": 0.0, "loss_difference": 0.0, "agreement": 1.0}
+        both = {"kl_interval": [0.0, 0.0], "loss_interval": [0.0, 0.0]}
+        return entry | zero | both | {"speedup": 1.0, "speedup_interval": [1.0, 1.0]}
+
+    def _entry(self, plan: Plan, source: str, name: str, rung: Rung | None) -> Entry:
+        planned = reduce(plan, self._anatomy)
+        work = self._wanted.workload
+        foretold = None
+        if rung is not None and self._wanted.costs == "measured":
+            foretold = self._menu.speedup(rung.chosen)
+        return {
+            "number": len(self._entries),
+            "source": source,
+            "name": name,
+            "file": _file_of(plan),
+            "frontier": False,
+            "sections": {key: dict(section) for key, section in plan.sections.items()},
+            "left_out": _left_out(plan, self._anatomy),
+            "byte_bound": cost.byte_bound(self._anatomy, planned, work),
+            "foretold": foretold,
+            "speedup": None,
+            "speedup_interval": None,
+            "memory": cost.peak_bytes(planned, work),
+            "kv": cost.kv_bytes(planned, work.prompt + work.new, work.batch),
+            "joint": None if rung is None else rung.joint,
+        }
+
+    def _late(self) -> bool:
+        box = self._wanted.seconds
+        if box is not None and time.monotonic() - self._started > box:
+            self.complete = False
+        return not self.complete
+
+    def _show(self) -> None:
+        judged = [entry for entry in self._entries if entry["number"] in self._sums]
+        self._shown(
+            [(_speed(e), e["loss_difference"]) for e in judged if e["source"] == "finder"],
+            [(e["name"], _speed(e), e["loss_difference"]) for e in judged if e["source"] == "rule"],
+        )
+
+    def _document(self, selection: Selection) -> dict[str, Any]:
+        return {
+            "workload": str(self._wanted.workload),
+            "budget": str(self._wanted.budget) or None,
+            "costs": self._wanted.costs,
+            "seconds": time.monotonic() - self._started,
+            "complete": self.complete,
+            "plans": self._entries,
+            "chosen": selection.number,
+            "promise": selection.promise,
+            "withheld": list(selection.withheld),
+        }
+
+
+def _file_of(plan: Plan) -> str:
+    """The name of a fitted plan in the search's folder: by what it says, so that it is found again
+    whatever else is searched for."""
+    return f"plan-{_digest(json.dumps(plan.to_dict(), sort_keys=True))}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _speed(entry: Entry) -> float:
+    return entry["speedup"] or entry["byte_bound"]
+
+
+def _mark_frontier(entries: Sequence[Entry]) -> None:
+    """Mark what no other plan beats in both speed and loss."""
+    best = float("inf")
+    for entry in sorted(entries, key=lambda e: (-_speed(e), e["loss_difference"])):
+        entry["frontier"] = entry["loss_difference"] < best
+        best = min(best, entry["loss_difference"])
+
+
+def _left_out(plan: Plan, anatomy: Anatomy) -> dict[str, Any]:
+    drop: Mapping[str, Any] = plan.sections.get("drop", {})
+    keep: Any = plan.sections.get("experts", {}).get("keep", 1.0)
+    layers = anatomy.dense_layers
+    shares = list(keep) if isinstance(keep, list) else [keep] * layers
+    gone = {kind: [*drop.get(kind, []), *drop.get("layers", [])] for kind in ("attention", "ffn")}
+    return {**gone, "keep": shares}

@@ -1,0 +1,203 @@
+"""Which plan of a measured frontier a budget asks for, and what may be promised of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from skimp.finder.budget import Budget, Limit
+from skimp.finder.proof import LEVEL, Passed, pass_in_order
+from skimp.finder.workers import Sums
+
+Entry = Mapping[str, Any]
+Again = Callable[[int], tuple[float, tuple[float, float]]]
+_SLOWER = 0.95  # of what was promised: a plan that is slower when timed again is not handed out
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The plan chosen (None: none keeps the budget), the promise made of it, the plans that could
+    have been chosen but are not handed out, and the plan nearest to the budget."""
+
+    number: int | None
+    promise: dict[str, Any] | None
+    withheld: tuple[dict[str, Any], ...] = ()
+    nearest: int | None = None
+    words: str = field(default="")
+
+
+def select(
+    budget: Budget, entries: Sequence[Entry], sums: Mapping[int, Sums], again: Again
+) -> Selection:
+    """The fastest plan that keeps a budget on quality; without one the best that keeps the others.
+
+    Args:
+        again: times a plan once more: (speedup, its 95% interval).
+    """
+    found = [entry for entry in entries if entry["source"] == "finder" and entry["number"] in sums]
+    if not budget.limits:
+        return Selection(None, None, words="No budget was given: pick a plan by its number.")
+    if not found:
+        return Selection(None, None, words="No plan was measured; give the search more time.")
+    withheld: list[dict[str, Any]] = []
+    if not budget.quality:
+        return _best(budget, found, withheld, again)
+    return _fastest(budget, found, sums, withheld, again)
+
+
+def _best(
+    budget: Budget, found: Sequence[Entry], withheld: list[dict[str, Any]], again: Again
+) -> Selection:
+    """The plan of least loss among those that keep the limits on cost."""
+    ranked = sorted(found, key=lambda entry: (entry["loss_difference"], entry["number"]))
+    for entry in ranked:
+        if not _affordable(budget, entry):
+            continue
+        reason = _slower(entry, again)
+        if reason is not None:
+            withheld.append({"number": entry["number"], "reason": reason})
+            continue
+        return Selection(
+            entry["number"], _promise(budget, entry, None), tuple(withheld), words=_speeds(entry)
+        )
+    return _none(budget, found, withheld)
+
+
+def _fastest(
+    budget: Budget,
+    found: Sequence[Entry],
+    sums: Mapping[int, Sums],
+    withheld: list[dict[str, Any]],
+    again: Again,
+) -> Selection:
+    """The fastest plan of those that pass, tested from the mildest on."""
+    # The order is that of the choosing text: the judging text has no say in what is tested when.
+    order = sorted(found, key=lambda entry: (entry["joint"], entry["number"]))
+    passed = pass_in_order(budget.quality, [sums[entry["number"]] for entry in order])
+    good = order[: passed.last + 1] if passed.last is not None else []
+    ranked = sorted(good, key=lambda entry: (-_speed(entry), entry["number"]))
+    for entry in ranked:
+        if not _affordable(budget, entry):
+            continue
+        reason = _slower(entry, again)
+        if reason is not None:
+            withheld.append({"number": entry["number"], "reason": reason})
+            continue
+        promise = _promise(budget, entry, passed)
+        return Selection(entry["number"], promise, tuple(withheld), words=promise["words"])
+    return _none(budget, found, withheld, passed, order)
+
+
+def _affordable(budget: Budget, entry: Entry) -> bool:
+    return all(limit.holds(_value(limit, entry)) for limit in budget.cost)
+
+
+def _value(limit: Limit, entry: Entry) -> float:
+    if limit.name == "speedup":
+        return _speed(entry)
+    return {
+        "bytes": entry["byte_bound"],
+        "memory": entry["memory"],
+        "kv": entry["kv"],
+        "loss": entry["loss_difference"],
+        "kl": entry["kl"],
+    }[limit.name]
+
+
+def _speed(entry: Entry) -> float:
+    return entry["speedup"] or entry["byte_bound"]
+
+
+def _slower(entry: Entry, again: Again) -> str | None:
+    """Why a plan is not handed out though it keeps the budget; None if it may be."""
+    if entry["speedup"] is None:
+        return None
+    promised = entry["speedup"]
+    speed, (low, high) = again(entry["number"])
+    bound = entry["byte_bound"]
+    if high < promised * _SLOWER:
+        return (
+            f"It was promised {promised:.3g}x and ran at {speed:.3g}x ({low:.3g} to {high:.3g}) "
+            f"when timed again; by its bytes it could be {bound:.3g}x."
+        )
+    if high <= 1:
+        return f"It reads 1/{bound:.3g} of the bytes, but ran at {speed:.3g}x: it is not faster."
+    return None
+
+
+def _promise(budget: Budget, entry: Entry, passed: Passed | None) -> dict[str, Any]:
+    promise = {
+        "budget": str(budget),
+        "holds": True,
+        "bound": None,
+        "level": LEVEL,
+        "tokens": entry["tokens"],
+        "documents": None,
+        "looked_at": 0 if passed is None else passed.looked_at,
+        "words": _speeds(entry),
+    }
+    if passed is None or passed.last is None:
+        return promise
+    number = passed.looked_at if passed.failed is None else passed.failed
+    limits, verdicts = budget.quality, passed.verdicts
+    parts = [
+        f"{limit.name} is at most {limit.shown(verdict.bound)} (seen {limit.shown(verdict.seen)})"
+        for limit, verdict in zip(limits, verdicts, strict=True)
+    ]
+    first = verdicts[0]
+    words = (
+        f"At {LEVEL:.0%} confidence {' and '.join(parts)} at the limit of what passed, on "
+        f"{first.tokens} tokens of {first.documents} documents that nothing was chosen on; "
+        f"{number} plans passed in order, mildest first. {_speeds(entry)}"
+    )
+    return promise | {
+        "bound": first.bound,
+        "documents": first.documents,
+        "tokens": first.tokens,
+        "words": words,
+    }
+
+
+def _speeds(entry: Entry) -> str:
+    if entry["speedup"] is None:
+        return f"Its byte bound is {entry['byte_bound']:.3g}x; it was not timed."
+    low, high = entry["speedup_interval"]
+    return f"It decodes at {entry['speedup']:.3g}x ({low:.3g} to {high:.3g}) of the dense model."
+
+
+def _none(
+    budget: Budget,
+    found: Sequence[Entry],
+    withheld: list[dict[str, Any]],
+    passed: Passed | None = None,
+    order: Sequence[Entry] = (),
+) -> Selection:
+    """No plan: the nearest one, and how far it is."""
+    gaps = [(sum(_gap(limit, entry) for limit in budget.limits), entry) for entry in found]
+    _, nearest = min(gaps, key=lambda pair: (pair[0], pair[1]["number"]))
+    parts = [
+        f"{limit.text} (it has {limit.shown(_value(limit, nearest))})" for limit in budget.limits
+    ]
+    words = (
+        f"No plan keeps {budget}; the nearest is number {nearest['number']}: {', '.join(parts)}."
+    )
+    if passed is not None and passed.why is not None and passed.limit is not None:
+        why, limit = passed.why, passed.limit
+        number = order[passed.failed or 0]["number"]
+        words += (
+            f" Plan {number}, {limit.shown(why.seen)} on held-out text, could not be shown to keep "
+            f"{limit.text}: the bound at {LEVEL:.0%} confidence is {limit.shown(why.bound)}."
+        )
+        if why.lacking:
+            words += f" To show it needs about {_rounded(why.lacking):,} more held-out tokens."
+    return Selection(None, None, tuple(withheld), nearest["number"], words)
+
+
+def _gap(limit: Limit, entry: Entry) -> float:
+    """How far an entry is from a limit, as a share of it; 0 if it keeps it."""
+    value = _value(limit, entry)
+    return 0.0 if limit.holds(value) else abs(value - limit.value) / limit.value
+
+
+def _rounded(tokens: int) -> int:
+    size = 10 ** max(0, len(str(tokens)) - 2)
+    return -(-tokens // size) * size
