@@ -101,11 +101,11 @@ def references(anatomy: Anatomy, thin: bool) -> list[Plan]:
     size, layers = anatomy.hidden_size, range(0, anatomy.dense_layers, 2)
     found = []
     for kind in ("attention", "ffn"):
-        section = {kind: list(layers), "fill": "linear:16"}
+        rank = min(16, size)
+        section = {kind: list(layers), "fill": f"linear:{rank}"}
         values = {}
         for layer in layers:
             name = f"drop.{kind}.{layer}"
-            rank = min(16, size)
             values[f"{name}.down"] = torch.zeros(rank, size)
             values[f"{name}.up"] = torch.zeros(size, rank)
             values[f"{name}.bias"] = torch.zeros(size)

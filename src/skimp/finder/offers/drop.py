@@ -14,7 +14,12 @@ from skimp.models.anatomy import Anatomy
 from skimp.models.carve import Fill
 from skimp.progress import Progress
 
-FILL = "linear:16"
+_RANK = 16  # of the map in a dropped sublayer's place (docs/log.md)
+
+
+def fill_of(anatomy: Anatomy) -> str:
+    """The fill that is offered: the same everywhere, since a plan has one."""
+    return f"linear:{min(_RANK, anatomy.hidden_size)}"
 
 
 class DropOffer:
@@ -26,14 +31,15 @@ class DropOffer:
 
     def choices(self, model: nn.Module, anatomy: Anatomy) -> list[Choice]:
         return [
-            Choice(layer, sublayer.kind, self.name, FILL) for layer, sublayer in anatomy.sublayers()
+            Choice(layer, sublayer.kind, self.name, fill_of(anatomy))
+            for layer, sublayer in anatomy.sublayers()
         ]
 
     def prepare(
         self, replay: Replay, anatomy: Anatomy, choices: Sequence[Choice], progress: Progress
     ) -> dict[Place, Fill]:
         fitted = fit_alone(
-            replay, [choice.place for choice in choices], FillKind.parse(FILL), progress
+            replay, [choice.place for choice in choices], FillKind.parse(fill_of(anatomy)), progress
         )
         family = anatomy.family
         outputs = {"attention": family.attention_outputs, "ffn": family.ffn_outputs}
@@ -58,7 +64,7 @@ class DropOffer:
             kind: [choice.layer for choice in choices if choice.kind == kind]
             for kind in ("attention", "ffn")
         }
-        return {self.name: {**layers, "fill": FILL, "repair": "full"}}
+        return {self.name: {**layers, "fill": fill_of(anatomy), "repair": "full"}}
 
 
 OFFER = DropOffer()
