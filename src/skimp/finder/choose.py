@@ -179,7 +179,7 @@ def _harm_of(section: Drop, plan: Plan, material: Material, anatomy: Anatomy) ->
     replay = material.replay
     fitted = {place: {} for place in section.sublayers} | gather(plan.values)
     with standing(replay, fitted, repairable(section, anatomy)):
-        finals = [replay.run(entry, batch) for batch, entry in enumerate(replay.entry)]
+        finals = replay.run_all(replay.entry)
     return material.harm(finals)
 
 

@@ -23,16 +23,22 @@ Place = tuple[int, Kind]
 
 
 def fit_alone(replay: Replay, places: Iterable[Place], fill: FillKind) -> dict[Place, Values]:
-    """Fit each fill as if its sublayer were the only one left out: one dense pass for all."""
-    moments = {place: Moments() for place in places}
-    for batch, hidden in enumerate(replay.entry):
-        real = replay.batches[batch].real
-        for index in range(len(replay.layers)):
-            kinds: list[Kind] = [kind for layer, kind in moments if layer == index]
-            traces, hidden = replay.watch(index, kinds, hidden, batch)
+    """Fit each fill as if its sublayer were the only one left out: one dense pass for all.
+
+    Layer by layer, so that moments (float64, [d, d] a place) of one layer alone are held.
+    """
+    fitted: dict[Place, Values] = {place: {} for place in places}
+    states = list(replay.entry)
+    for index in range(max((layer + 1 for layer, _ in fitted), default=0)):
+        moments: dict[Kind, Moments] = {kind: Moments() for layer, kind in fitted if layer == index}
+        for batch, hidden in enumerate(states):
+            real = replay.batches[batch].real
+            traces, states[batch] = replay.watch(index, list(moments), hidden, batch)
             for kind, trace in traces.items():
-                moments[index, kind].add(trace.input[real], trace.output[real])
-    return {place: solve_fill(moment, fill) for place, moment in moments.items()}
+                moments[kind].add(trace.input[real], trace.output[real])
+        for kind, moment in moments.items():
+            fitted[index, kind] = solve_fill(moment, fill)
+    return fitted
 
 
 def fit_in_order(
