@@ -40,10 +40,10 @@ def load_model(
         LoadError: anything that makes the model unloadable or not the one the weights are of.
     """
     where = name or str(folder)
-    config = _config(folder, where, trust_remote_code)
+    config = read_config(folder, where, trust_remote_code)
     checks.check_decoder(config, where)
     require_memory(where, checks.count_weights(folder) * dtype.itemsize, device, SMALLER)
-    model, found = _from_pretrained(folder, where, config, dtype, device, trust_remote_code)
+    model, found = from_pretrained(folder, where, config, dtype, device, trust_remote_code)
     refuse_misfits(where, found)
     return model.to(device)
 
@@ -74,7 +74,8 @@ def reason(error: Exception) -> str:
     return lines[0].strip().rstrip(".:")[:200]
 
 
-def _config(folder: Path, where: str, trust_remote_code: bool) -> PreTrainedConfig:
+def read_config(folder: Path, where: str, trust_remote_code: bool) -> PreTrainedConfig:
+    """Return the folder's config; LoadError, calling the model `where`, if it is refused."""
     from transformers import AutoConfig
 
     try:
@@ -87,7 +88,7 @@ def _config(folder: Path, where: str, trust_remote_code: bool) -> PreTrainedConf
         ) from error
 
 
-def _from_pretrained(
+def from_pretrained(
     folder: Path,
     where: str,
     config: PreTrainedConfig,
@@ -95,6 +96,10 @@ def _from_pretrained(
     device: torch.device,
     trust_remote_code: bool,
 ) -> tuple[Any, dict[str, Any]]:
+    """Return the model and transformers' `output_loading_info`, for :func:`refuse_misfits`.
+
+    On a CPU, weights that have `dtype` in the file are views of the file mapped into memory.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import is_accelerate_available
 
