@@ -133,5 +133,5 @@ def test_a_streamed_model_gets_the_same_plan(
 
 
 def test_weights_that_have_no_file_are_not_streamed(skimp: Skimp) -> None:
-    words = ("plan", "random:llama-68m", "--stream", "--attention", "0", "--out", "p.yaml")
+    words = ("plan", "random:smollm2-135m", "--stream", "--attention", "0", "--out", "p.yaml")
     assert "no files" in complaint(skimp(*words, code=2))

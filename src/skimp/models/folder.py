@@ -43,7 +43,7 @@ def load_model(
     config = read_config(folder, where, trust_remote_code)
     checks.check_decoder(config, where)
     require_memory(where, checks.count_weights(folder) * dtype.itemsize, device, SMALLER)
-    model, found = from_pretrained(folder, where, config, dtype, device, trust_remote_code)
+    model, found = _from_pretrained(folder, where, config, dtype, device, trust_remote_code)
     refuse_misfits(where, found)
     return model.to(device)
 
@@ -88,7 +88,7 @@ def read_config(folder: Path, where: str, trust_remote_code: bool) -> PreTrained
         ) from error
 
 
-def from_pretrained(
+def _from_pretrained(
     folder: Path,
     where: str,
     config: PreTrainedConfig,
@@ -96,10 +96,6 @@ def from_pretrained(
     device: torch.device,
     trust_remote_code: bool,
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the model and transformers' `output_loading_info`, for :func:`refuse_misfits`.
-
-    On a CPU, weights that have `dtype` in the file are views of the file mapped into memory.
-    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import is_accelerate_available
 

@@ -17,10 +17,13 @@ _POINTER = b"version https://git-lfs"
 
 
 class Stored(NamedTuple):
-    """A tensor in a file: its number format as the file calls it (BF16, F32 …) and its shape."""
+    """A tensor in a file: its number format as the file calls it (BF16, F32 …), its shape, and the
+    byte of the file that it begins at."""
 
     dtype: str
     shape: tuple[int, ...]
+    file: Path
+    start: int
 
     @property
     def numel(self) -> int:
@@ -46,7 +49,12 @@ def read(path: Path) -> dict[str, Stored]:
         table = json.loads(text)
         table.pop("__metadata__", None)
         found = {
-            name: Stored(str(entry.get("dtype")), tuple(entry["shape"]))
+            name: Stored(
+                str(entry.get("dtype")),
+                tuple(entry["shape"]),
+                path,
+                8 + length + entry["data_offsets"][0],
+            )
             for name, entry in table.items()
         }
         end = max((entry["data_offsets"][1] for entry in table.values()), default=0)

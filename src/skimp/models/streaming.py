@@ -1,9 +1,9 @@
 """Models larger than memory: the layers' weights stay in their safetensors files.
 
-transformers maps the files into memory, and on a CPU a parameter in the file's own number format is
-a view of that map. The system reads its pages when they are used and forgets them when memory runs
-short, so such a model needs nothing more than to be let in. Where weights must change on the way,
-to another number format or onto a GPU, a :class:`FileWeight` stands in the parameter's place.
+The files are mapped into memory, read-only, and parameters are views of that map. The system reads
+its pages when they are used and forgets them when memory runs short, so on a CPU and in the file's
+own number format nothing more is needed. Where weights must change on the way, to another number
+format or onto a GPU, a :class:`FileWeight` stands in the parameter's place.
 
 Every pass over the model reads all of it from disk, so whoever runs one should take a layer through
 all data before the next (as `skimp.calibration.replay.Replay` does).
@@ -11,7 +11,8 @@ all data before the next (as `skimp.calibration.replay.Replay` does).
 
 from __future__ import annotations
 
-import sys
+import mmap
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,10 +30,20 @@ from skimp.models.reading import family_of
 from skimp.models.safetensors_header import Stored
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 FORMATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-"""Number formats of safetensors files that can be computed with."""
+"""Number formats of safetensors files that weights can be computed with."""
+
+_OTHERS = {
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 _CPU = torch.device("cpu")
 _REMEDY = "free some memory; less than this cannot be had even by reading layers as they are used"
@@ -57,19 +68,13 @@ def load_streamed(
 ) -> PreTrainedModel:
     """Return the model in a folder as :func:`skimp.models.folder.load_model` does, but streamed.
 
-    Embedding, norms, biases and head are held in memory, and of the layers' matrices those of one
-    layer while it runs. The matrices must not be written to.
+    Where nothing is converted, all weights are views of the files, which nobody can write to. Else
+    embedding, norms, biases and head are held in memory, and the matrices of one layer at a time.
 
     Raises:
-        LoadError: what `load_model` refuses, weights in a format that cannot be computed with, or
-            a system that does not map files into memory.
+        LoadError: what `load_model` refuses, or weights in a format that cannot be computed with.
     """
     called = name or str(where)
-    if sys.platform == "win32":
-        raise LoadError(
-            f"{called} cannot be read as it is used on Windows, where weights are always copied "
-            "into memory; use WSL or a smaller model."
-        )
     config = folder.read_config(where, called, trust_remote_code)
     checks.check_decoder(config, called)
     held = checks.weights(where)
@@ -78,11 +83,68 @@ def load_streamed(
     size = footprint(bare, held)
     require_memory(called, size.restacked, _CPU, folder.SMALLER)
     require_memory(called, size.resident + size.layer, device, _REMEDY)
-    model, found = folder.from_pretrained(where, called, config, stored, _CPU, trust_remote_code)
-    folder.refuse_misfits(called, found)
+    model = _assemble(where, called, type(bare), config, held, stored)
     if device.type != "cpu" or dtype != stored:
         convert(model, bare, device)
     return model
+
+
+def _assemble(
+    where: Path,
+    called: str,
+    kind: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    held: Mapping[str, Stored],
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    """The model of the weights in the files, as transformers puts it together."""
+    from transformers import GenerationConfig
+
+    load: Any = kind.from_pretrained  # its stub knows no loading info
+    try:
+        model, found = load(
+            None,
+            config=config,
+            state_dict=mapped(held),
+            dtype=dtype,
+            ignore_mismatched_sizes=True,  # so that they are reported, and refused, by name
+            output_loading_info=True,
+        )
+        if (where / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(where)
+    except Exception as error:
+        raise LoadError(f"{called} cannot be loaded ({folder.reason(error)}).") from error
+    folder.refuse_misfits(called, found)
+    return model
+
+
+def mapped(held: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """The tensors in safetensors files, as read-only views of the files.
+
+    Maps that could be written to, as the safetensors library makes them, are charged to the memory
+    that a system promises: it refuses one of a file larger than memory.
+    """
+    maps: dict[Path, mmap.mmap] = {}
+    found: dict[str, Tensor] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        for name, each in held.items():
+            if each.file not in maps:
+                with each.file.open("rb") as file:
+                    maps[each.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            dtype = (FORMATS | _OTHERS).get(each.dtype)
+            if dtype is None:
+                raise LoadError(
+                    f"{each.file} holds {name} as {each.dtype}, which cannot be read as it is used."
+                )
+            if not each.numel:
+                found[name] = torch.empty(each.shape, dtype=dtype)
+                continue
+            flat = torch.frombuffer(
+                maps[each.file], dtype=dtype, count=each.numel, offset=each.start
+            )
+            found[name] = flat.view(each.shape)
+    return found
 
 
 @dataclass(frozen=True)
