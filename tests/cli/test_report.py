@@ -51,6 +51,19 @@ def test_any_part_alone(skimp: Skimp, files: Path, part: str) -> None:
     assert "a-model" in (files / "r.html").read_text()
 
 
+def test_a_search_is_shown(skimp: Skimp, files: Path) -> None:
+    """Also one that no single plan came out of."""
+    dense = {"number": 0, "source": "dense", "name": "dense", "frontier": True}
+    rule = {**dense, "number": 1, "source": "rule", "name": "last <b>", "byte_bound": 1.25}
+    found = {"plans": [dense, rule], "chosen": None, "budget": "loss<=1%"}
+    (files / "search.json").write_text(json.dumps({**HEADER, "plan": None, "search": found}))
+    skimp("report", "--plan", "search.json", "--out", "r.html")
+    page = (files / "r.html").read_text()
+    assert '<a href="#frontier">' in page and "last &lt;b&gt;" in page
+    assert "No plan was chosen under the budget loss&lt;=1%." in page
+    assert "Decode speed was not measured." in page
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.cli.conftest import Skimp, complaint, read
-from tests.recipes.kit import EXPERIMENTS, TASKS, write
+from tests.recipes.kit import EXPERIMENTS, TASK, TASKS, write
 
+from skimp.cli.figures import points, times
 from skimp.recipes.experiments.prompted import Asked
 from skimp.recipes.experiments.summaries import Written
 
@@ -106,6 +108,34 @@ def test_tasks(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
     assert list(found["metrics"]) == ["tiny_choice", "tiny_other", "mean"]
     (tmp_path / "data" / "tasks").rename(tmp_path / "gone")
     assert "task YAMLs" in complaint(skimp("run", path, "--model", folder, code=2))
+
+
+@pytest.mark.eval
+def test_no_name_and_no_number_of_a_wide_table_is_cut_off(
+    skimp: Skimp, folder: Path, tmp_path: Path
+) -> None:
+    name = "without-any-attention-0.5"
+    many = [f"tiny_{number}" for number in range(7)]
+    cost = {"kind": "cost", "name": "cost", "workloads": ["8+4x1"]}
+    plans = {name: {"drop": {"attention": [1]}}}
+    path = write(tmp_path, {**TASKS, "tasks": many}, cost, plans=plans)
+    for task in many:
+        (tmp_path / "data" / "tasks" / f"{task}.yaml").write_text(
+            yaml.safe_dump({**TASK, "task": task})
+        )
+    result = skimp("run", path, "--model", folder, "--json", "r.json")
+    assert result.stdout.count(name) == 2
+    cells = read(tmp_path / "r.json")["experiments"]["choices"]["plans"][name]["metrics"]
+    assert len(cells) == len(many) + 1
+    low, high = cells["tiny_0"]["interval"]
+    # Broken over lines perhaps, but all there, in each column.
+    flat = " ".join(result.stdout.split())
+    for bound in (low, high):
+        assert flat.count(points(bound)) >= len(many)
+    assert "Worked out for 8+4x1, not measured." in flat
+    bound = read(tmp_path / "r.json")["experiments"]["cost"]["plans"][name]["metrics"]
+    cell = bound["byte bound, 8+4x1"]
+    assert cell["times"] and times(cell["value"]) in flat
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ from tests import families, tiny
 
 from skimp.calibration.replay import Replay, pack
 from skimp.methods.apply import apply
-from skimp.methods.drop.closed_form import FILL_RIDGE, Moments, solve_fill
-from skimp.methods.drop.fit import fit_alone, fit_in_order
+from skimp.methods.drop.closed_form import FILL_RIDGE, solve_fill
+from skimp.methods.drop.fit import fit_alone, tasks_of
 from skimp.methods.drop.section import Drop, FillKind
 from skimp.methods.fit import fit, needs_fit
+from skimp.methods.in_order import fit_in_order
+from skimp.methods.moments import Moments
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 
@@ -92,7 +94,7 @@ def test_one_fill_fitted_in_order_is_the_fill_fitted_alone(name: str) -> None:
     replay = Replay(model, pack(tiny.documents()))
     for kind in ("attention", "ffn"):
         section = Drop(**{kind: (2,)}, fill=FillKind("linear", 4))
-        ordered = fit_in_order(replay, section, {})
+        ordered = fit_in_order(replay, tasks_of(section, {}))
         alone = fit_alone(replay, section.sublayers, section.fill)
         for part, value in alone[2, kind].items():
             torch.testing.assert_close(ordered[2, kind][part], value, rtol=1e-4, atol=1e-4)

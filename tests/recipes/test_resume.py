@@ -158,3 +158,20 @@ def test_the_code_that_computes_is_part_of_every_key() -> None:
     found = shelf_module.surroundings()
     assert len(found["skimp"]) == 32
     assert found["torch"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_two_experiments_share_is_measured_once(tmp_path: Path, fresh: bool) -> None:
+    first = {**EXPERIMENTS["text"], "name": "first", "title": "Other words", "plans": ["half"]}
+    found = recipe(tmp_path, first, EXPERIMENTS["text"])
+    work = jobs(found, stage(found), Shelf(tmp_path / "state"))
+    assert [[unit.repeats for unit in job.units] for job in work] == [
+        [False, False],
+        [True, True, False],
+    ]
+    for turn in ("first", "second"):
+        measured, (one, other) = go(tmp_path, found, fresh=fresh)
+        expected = ["first/dense", "first/half", "text/no-attention"]
+        assert measured == (expected if fresh or turn == "first" else [])
+        assert other.outcomes["half"] == one.outcomes["half"]
+        assert other.cells["half"] == one.cells["half"]

@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from tests.report import documents
+from tests.report import documents, searching
 from tests.report.documents import INJECTION
 
 from skimp.report import ReportData, render
@@ -48,6 +48,9 @@ PARTS = {
     "200 layers": {"plan": documents.plan(200), "bench": documents.bench()},
     "experts": {"evals": {**documents.evaluation(), "flocking": documents.flocking()}},
     "exits": {"evals": {**documents.evaluation(), "exits": documents.exits()}},
+    "a search": {"plan": searching.document()},
+    "a search that timed nothing": {"plan": searching.document(searching.untimed())},
+    "a hostile search": {"plan": searching.document(searching.hostile())},
     "everything": documents.everything(),
     "hostile": documents.hostile(),
 }
@@ -112,7 +115,8 @@ def test_every_section_is_there_and_linked(html: str) -> None:
     page = Page(html)
     assert [name for name in _SECTIONS if name not in page.ids] == []
     local = [found["href"][1:] for tag, found in page.tags if tag == "a"]
-    assert set(local) == set(_SECTIONS) | ({"experts"} & set(page.ids))
+    assert len(local) == len(set(local))
+    assert set(local) == set(_SECTIONS) | ({"frontier", "experts", "exits"} & set(page.ids))
 
 
 def test_nothing_is_loaded_from_elsewhere(html: str) -> None:

@@ -168,6 +168,10 @@ class Replay:
     @torch.no_grad()
     def layer(self, index: int, hidden: Tensor, batch: int) -> Tensor:
         """Hidden state [B, S, d] after layer `index`, from the one before it."""
+        return self.differentiable(index, hidden, batch)
+
+    def differentiable(self, index: int, hidden: Tensor, batch: int) -> Tensor:
+        """The same, through which gradients flow where they are enabled."""
         args, kwargs = self._calls[batch][index]
         output = self.layers[index](hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
@@ -206,6 +210,10 @@ class Replay:
     @torch.no_grad()
     def logits(self, rows: Tensor) -> Tensor:
         """Final norm, head and whatever the family does to logits: [n, d] to [n, V]."""
+        return self.differentiable_logits(rows)
+
+    def differentiable_logits(self, rows: Tensor) -> Tensor:
+        """The same, through which gradients flow where they are enabled."""
         emit = _Emitter(rows[None], self.layers[0], self.family.layer_outputs)
         ids = torch.zeros(1, rows.shape[0], dtype=torch.long, device=self.device)
         with self._in_place_of_layers([emit]):

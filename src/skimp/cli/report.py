@@ -13,8 +13,8 @@ from skimp.cli import options, output
 from skimp.cli.common import Run
 from skimp.errors import SkimpError
 
-# A key that only that verb's documents hold.
-_MARKS = {"plan": "calibration_loss", "eval": "fidelity", "bench": "speedup"}
+# Keys of which only that verb's documents hold one.
+_MARKS = {"plan": ("calibration_loss", "search"), "eval": ("fidelity",), "bench": ("speedup",)}
 
 
 def report(
@@ -130,8 +130,9 @@ def read_document(path: Path | None, verb: str, *, option: str | None = None) ->
     document = _read_json(path, option)
     if not isinstance(document, dict) or not isinstance(document.get("skimp"), str):
         raise SkimpError(f"{option}: {path} is not what `skimp {verb} --json` writes.")
-    if _MARKS[verb] not in document:
-        actual = next((name for name, mark in _MARKS.items() if mark in document), None)
+    verbs = [name for name, marks in _MARKS.items() if any(mark in document for mark in marks)]
+    if verb not in verbs:
+        actual = next(iter(verbs), None)
         seems = f"; it looks like the result of `skimp {actual}`" if actual else ""
         raise SkimpError(f"{option}: {path} is not what `skimp {verb} --json` writes{seems}.")
     return document

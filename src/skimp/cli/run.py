@@ -157,7 +157,7 @@ def _measure(run: Run, recipe: Recipe, jobs: list[Job], stage: Stage, shelf: She
     run.console.print(f"[bold]{title}[/]\n{citation}", highlight=False)
     run.console.print(run_tables.outlook(jobs))
     units = [unit for job in jobs for unit in job.units]
-    missing = [unit for unit in units if unit.kept is None]
+    missing = [unit for unit in units if unit.missing]
     finished: list[Unit] = []
 
     def begins(unit: Unit) -> None:
@@ -170,7 +170,7 @@ def _measure(run: Run, recipe: Recipe, jobs: list[Job], stage: Stage, shelf: She
     try:
         return measure(jobs, stage, shelf, begins=begins, done=done)
     except KeyboardInterrupt:
-        kept = len(units) - len(missing) + len(finished)
+        kept = sum(unit.kept is not None for unit in units) + len(finished)
         run.progress.note(
             f"{kept} of {len(units)} results are kept in {shelf.folder}; the same command goes on "
             "from there."

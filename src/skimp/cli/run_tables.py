@@ -18,23 +18,30 @@ if TYPE_CHECKING:
     from skimp.recipes.recipe import PaperFigures
     from skimp.recipes.run import Job, Result
 
+_WIDE = 4  # values beside which there is no room for intervals on the same line
+
 
 def outlook(jobs: list[Job]) -> Table:
     """What will be run, with counts, before anything is."""
     columns = ("experiment", "kind", ">items", ">too long", ">plans", ">to measure", "what")
     made = output.table("To do", *columns)
     for job in jobs:
-        missing = sum(unit.kept is None for unit in job.units)
+        missing = sum(unit.missing for unit in job.units)
         made.add_row(
             job.experiment.name,
             job.kind.name,
             numbers.count(job.prepared.items),
             numbers.count(job.prepared.skipped),
             numbers.count(len(job.units)),
-            numbers.count(missing) if missing else "0, all kept",
+            _to_measure(missing, job),
             escape(job.prepared.words),
         )
     return made
+
+
+def _to_measure(missing: int, job: Job) -> str:
+    kept = all(unit.kept is not None for unit in job.units)
+    return "0, all kept" if kept else numbers.count(missing)
 
 
 def headline(outcome: Outcome) -> str:
@@ -71,12 +78,15 @@ def _table(result: Result, title: str, names: dict[str, str]) -> Table:
             columns.append(">paper, recalled" if paper.recalled else ">paper")
     made = output.table(escape(title), *columns)
     made.columns[0].no_wrap = True  # a name that is broken cannot be typed
+    for column in made.columns[1:]:
+        column.no_wrap = False  # a number that is cut off is a wrong one
+    gap = "\n" if len(names) > _WIDE else " "
     for plan, cells in result.cells.items():
         if not any(name in cells for name in names):
             continue
         row = [plan]
         for name in names:
-            row.append(_cell(cells[name]) if name in cells else numbers.share(None))
+            row.append(_cell(cells[name], gap) if name in cells else numbers.share(None))
             if paper is not None and name in paper.figures:
                 row.append(_paper(paper, name, plan, cells[name]))
         made.add_row(*row)
@@ -90,12 +100,15 @@ def notes(result: Result) -> Iterator[str]:
     job = result.job
     skipped = job.prepared.skipped
     gone = f"; passed over as too long: {numbers.count(skipped)}" if skipped else ""
-    line = f"[dim]{numbers.count(job.prepared.items)} items{gone}."
-    if DENSE in result.cells:
-        line += " Below a value: its difference to dense, with the paired 95% interval."
+    if job.prepared.items:
+        line = f"[dim]{numbers.count(job.prepared.items)} items{gone}."
+        if DENSE in result.cells:
+            line += " Below a value: its difference to dense, with the paired 95% interval."
+        else:
+            line += " Below a value: its 95% interval."
+        yield f"{line}[/]"
     else:
-        line += " Below a value: its 95% interval."
-    yield f"{line}[/]"
+        yield f"[dim]{escape(job.prepared.words.capitalize())}.[/]"
     if any(outcome.details.get("simulated") for outcome in result.outcomes.values()):
         yield "[dim]Experts were scored in simulated generation mode.[/]"
     paper = job.experiment.paper
@@ -107,10 +120,12 @@ def notes(result: Result) -> Iterator[str]:
     yield f"{said}.[/]"
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell, gap: str) -> str:
+    """`gap` stands before the interval of a difference."""
     text = _value(cell)
     if cell.difference is not None:
-        text += f"\n{_step(cell, cell.difference)}{_between(cell)}"
+        between = _between(cell)
+        text += f"\n{_step(cell, cell.difference)}{gap if between else ''}{between}"
     elif cell.interval is not None and all(map(math.isfinite, cell.interval)):
         value = numbers.share if cell.share else numbers.significant
         low, high = (value(bound) for bound in cell.interval)
@@ -122,7 +137,7 @@ def _between(cell: Cell) -> str:
     if cell.interval is None or not all(map(math.isfinite, cell.interval)):
         return ""
     low, high = cell.interval
-    return f" ({_step(cell, low)} to {_step(cell, high)})"
+    return f"({_step(cell, low)} to {_step(cell, high)})"
 
 
 def _paper(paper: PaperFigures, metric: str, plan: str, cell: Cell) -> str:
@@ -138,6 +153,8 @@ def _paper(paper: PaperFigures, metric: str, plan: str, cell: Cell) -> str:
 
 
 def _value(cell: Cell) -> str:
+    if cell.times:
+        return numbers.times(cell.value)
     return numbers.share(cell.value) if cell.share else numbers.significant(cell.value)
 
 

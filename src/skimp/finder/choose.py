@@ -85,7 +85,7 @@ def choose(
     """
     started = time.monotonic()
     anatomy = Anatomy.of(model)
-    ruler, kind, rank = _find(rule), FillKind.parse(fill), _repair(repair, fill)
+    ruler, kind, rank = find_rule(rule), FillKind.parse(fill), _repair(repair, fill)
     keep_last = ruler.keep_last(anatomy.dense_layers) if keep_last is None else keep_last
     counts = {"attention": drop_attention, "ffn": drop_ffn, "layer": drop_layers}
     _check(counts, keep_last, anatomy)
@@ -113,7 +113,8 @@ def choose(
     )
 
 
-def _find(name: str) -> Rule:
+def find_rule(name: str) -> Rule:
+    """The rule of that name; PlanError, with a near one, if there is none."""
     known = rules()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

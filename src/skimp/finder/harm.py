@@ -64,6 +64,32 @@ class Harm:
             return float(harms.mean())
         return float(_means(harms, self._documents).square().mean().sqrt())
 
+    def gradients(self, finals: Sequence[Tensor], generator: torch.Generator) -> list[list[Tensor]]:
+        """Gradients by the finals [B, S, d], a batch each: of what is summed over scored positions.
+
+        First of KL to the dense model, then of -log-probability of tokens drawn from the model
+        that `finals` are of.
+        """
+        if self._wanted is None:
+            raise ValueError("gradients are those of KL")
+        rows = _gather(finals, self.positions)
+        slopes: list[list[Tensor]] = [[], []]
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            entered = rows[part].detach().requires_grad_()
+            with torch.enable_grad():
+                logits = self._replay.differentiable_logits(entered)
+            guessed = logits.detach().float().softmax(-1)
+            drawn = torch.multinomial(guessed.cpu(), 1, generator=generator).to(guessed.device)
+            away = guessed - self._wanted[part]
+            said = guessed.scatter_add(1, drawn, torch.full_like(drawn, -1, dtype=guessed.dtype))
+            for number, wanted in enumerate((away, said)):
+                found = torch.autograd.grad(
+                    logits, entered, wanted.to(logits.dtype), retain_graph=number == 0
+                )
+                slopes[number].append(found[0])
+        return _scatter([torch.cat(each) for each in slopes], finals, self.positions)
+
     def _cross_entropies(self, finals: Sequence[Tensor]) -> Tensor:
         """Nats at each scored position [n], of the dense model's guess or of the text itself."""
         parts = []
@@ -95,6 +121,8 @@ def choose_positions(
     flat = torch.cat(eligible)
     generator = torch.Generator().manual_seed(seed)
     even = torch.randperm(len(flat), generator=generator)[: scoring.even]
+    if not scoring.far:
+        return [flat[even[owner[even] == batch]] for batch in range(len(sizes))]
     gains = context_gain(replay, finals, scoring.block)
     gain = torch.cat([g.cpu().reshape(-1)[e] for g, e in zip(gains, eligible, strict=True)])
     far = gain.topk(min(scoring.far, len(gain))).indices
@@ -156,6 +184,23 @@ def _gather(finals: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor:
     return torch.cat(
         [f.reshape(-1, f.shape[-1])[p.to(f.device)] for f, p in zip(finals, positions, strict=True)]
     )
+
+
+def _scatter(
+    rows: Sequence[Tensor], finals: Sequence[Tensor], positions: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """The inverse of `_gather`, of several tensors; rows of one position add up."""
+    found, start = [], 0
+    for final, places in zip(finals, positions, strict=True):
+        stop = start + len(places)
+        at = places.to(final.device)
+        flat = [
+            torch.zeros_like(final).reshape(-1, final.shape[-1]).index_add(0, at, each[start:stop])
+            for each in rows
+        ]
+        found.append([each.view_as(final) for each in flat])
+        start = stop
+    return found
 
 
 def _owners(replay: Replay, positions: Sequence[Tensor]) -> Tensor:

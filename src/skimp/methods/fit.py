@@ -1,15 +1,17 @@
 """Fit what a plan needs before it can be applied, on calibration text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay, pack
 from skimp.calibration.text import Calibration, calibrate
 from skimp.methods.apply import Applied, apply
+from skimp.methods.base import Fitted, FittedInOrder
+from skimp.methods.in_order import fit_in_order, join
 from skimp.methods.registry import check, methods
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
@@ -51,13 +53,49 @@ def fit_plan(
     wanting = _wanting(plan, anatomy)
     if not wanting:
         return plan
+    together = {name: section for name, section in wanting.items() if _in_order(name, section)}
+    if together:
+        plan = _fit_together(model, plan, together, calibration, progress)
     # What is fitted on the planned model comes after what makes it.
     for name, section in sorted(wanting.items(), key=lambda item: _on_planned(item[0])):
+        if name in together:
+            continue
         documents = _documents(calibration, methods()[name].tokens(section))
         with planned_but(model, plan, name) if _on_planned(name) else nullcontext():
             replay = Replay(model, pack(documents))
-            plan = plan.with_values(methods()[name].fit(section, anatomy, replay, progress))
+            method = cast("Fitted", methods()[name])
+            plan = plan.with_values(method.fit(section, anatomy, replay, progress))
     return plan.with_evidence(calibration=calibration.to_dict())
+
+
+def _fit_together(
+    model: nn.Module,
+    plan: Plan,
+    sections: Mapping[str, Any],
+    calibration: Calibration,
+    progress: Progress,
+) -> Plan:
+    """Fit what several sections change in one walk, each fit with all before it in place."""
+    anatomy = Anatomy.of(model)
+    known = {name: cast("FittedInOrder", methods()[name]) for name in sections}
+    wanted = [known[name].tokens(section) for name, section in sections.items()]
+    counts = [tokens for tokens in wanted if tokens is not None]
+    most = max(counts) if len(counts) == len(wanted) else None
+    replay = Replay(model, pack(_documents(calibration, most)))
+    tasks = {
+        name: known[name].tasks(section, anatomy, replay, progress)
+        for name, section in sections.items()
+    }
+    joined = join(*tasks.values())
+    fitted = fit_in_order(replay, joined, progress)
+    for name, section in sections.items():
+        own = {
+            place: values
+            for place, values in fitted.items()
+            if joined[place] is tasks[name].get(place)
+        }
+        plan = plan.with_values(known[name].values(section, own))
+    return plan
 
 
 def planned_but(model: nn.Module, plan: Plan, name: str) -> Applied:
@@ -72,6 +110,11 @@ def planned_but(model: nn.Module, plan: Plan, name: str) -> Applied:
 
 def _on_planned(name: str) -> bool:
     return getattr(methods()[name], "on_planned", False)
+
+
+def _in_order(name: str, section: Any) -> bool:
+    asks = getattr(methods()[name], "in_order", None)
+    return asks is not None and asks(section)
 
 
 def _wanting(plan: Plan, anatomy: Anatomy) -> dict[str, Any]:

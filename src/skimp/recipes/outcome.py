@@ -12,11 +12,12 @@ from skimp.measure.metrics import Metric
 @dataclass(frozen=True)
 class Figure:
     """A value that is itself a comparison with the dense model (KL, agreement), with its 95%
-    interval where there is one."""
+    interval where there is one. `times`: so many times the dense model's, such as a speedup."""
 
     value: float
     interval: tuple[float, float] | None
     higher_is_better: bool
+    times: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,15 @@ class Outcome:
 def _figure(data: Mapping[str, Any]) -> Figure:
     pair = data["interval"]
     interval = None if pair is None else (float(pair[0]), float(pair[1]))
-    return Figure(float(data["value"]), interval, bool(data["higher_is_better"]))
+    better, times = bool(data["higher_is_better"]), bool(data["times"])
+    return Figure(float(data["value"]), interval, better, times)
 
 
 @dataclass(frozen=True)
 class Cell:
     """One value of a table. `interval` (95%, paired) is the difference's to dense, or the value's
-    own where that is a comparison already; `share`: a fraction, to be read as percent."""
+    own where that is a comparison already; `share`: a fraction, to be read as percent; `times`: as
+    in :class:`Figure`."""
 
     value: float
     higher_is_better: bool
@@ -61,6 +64,7 @@ class Cell:
     dense: float | None = None
     difference: float | None = None
     interval: tuple[float, float] | None = None
+    times: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,6 +83,12 @@ def compare(dense: Outcome | None, planned: Outcome, seed: int = 0) -> dict[str,
             cell = Cell(cell.value, cell.higher_is_better, share, before.value, change, interval)
         found[name] = cell
     for name, figure in planned.figures.items():
-        share = figure.higher_is_better and 0 <= figure.value <= 1
-        found[name] = Cell(figure.value, figure.higher_is_better, share, interval=figure.interval)
+        share = figure.higher_is_better and 0 <= figure.value <= 1 and not figure.times
+        found[name] = Cell(
+            figure.value,
+            figure.higher_is_better,
+            share,
+            interval=figure.interval,
+            times=figure.times,
+        )
     return found

@@ -8,8 +8,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from skimp.errors import PlanError, RecipeError
+from skimp.finder.choose import find_rule
 from skimp.methods.registry import sections as read_sections
 from skimp.plan import ModelRef, Plan, explain
+from skimp.recipes import drops
 from skimp.recipes.exits import FIT, ExitFit, parted
 from skimp.recipes.experiments import kinds
 from skimp.recipes.grid import expand
@@ -114,7 +116,16 @@ def _check_sections(sections: Sections, where: str) -> None:
         if not isinstance(section, Mapping):
             raise RecipeError(f"{where}{name}: must be a section of a plan, with named settings.")
     try:
+        sections, choice = drops.parted(sections)
         read_sections(Plan(ModelRef("any", 1, ""), sections))
+    except PlanError as error:
+        raise RecipeError(f"{where}{error}") from None
+    if choice is None:
+        return
+    where += f"{drops.SECTION}.{drops.CHOOSE}."
+    made: drops.DropChoice = _as(drops.DropChoice, choice, where)
+    try:
+        find_rule(made.rule)
     except PlanError as error:
         raise RecipeError(f"{where}{error}") from None
 

@@ -99,6 +99,8 @@ class Recipe:
                 replace(
                     e, settings=replace(e.settings, items=min(items, e.settings.items or items))
                 )
+                if hasattr(e.settings, "items")
+                else e
                 for e in self.experiments
             ),
         )

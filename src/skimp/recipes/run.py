@@ -20,13 +20,20 @@ from skimp.recipes.stage import Stage
 class Unit:
     """The smallest piece of work that is kept: one plan in one experiment.
 
-    `kept` is its result from an earlier run, None if it is still to be measured.
+    `kept` is its result from an earlier run, None if it is still to be measured. `repeats`: an
+    experiment before this one measures the very same.
     """
 
     experiment: str
     plan: str
     key: dict[str, Any] = field(repr=False)
     kept: Outcome | None = field(repr=False)
+    repeats: bool = False
+
+    @property
+    def missing(self) -> bool:
+        """Whether it has to be measured."""
+        return self.kept is None and not self.repeats
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,11 @@ def jobs(recipe: Recipe, stage: Stage, shelf: Shelf) -> list[Job]:
         RecipeError: data are missing, malformed or too long for the model.
     """
     common = {"surroundings": surroundings(), "model": stage.identity()}
-    return [_job(recipe, experiment, stage, shelf, common) for experiment in recipe.experiments]
+    found: list[Job] = []
+    for experiment in recipe.experiments:
+        earlier = [unit.key for job in found for unit in job.units]
+        found.append(_job(recipe, experiment, stage, shelf, common, earlier))
+    return found
 
 
 def run(
@@ -82,6 +93,8 @@ def run(
         outcomes: dict[str, Outcome] = {}
         for unit in job.units:
             outcome = unit.kept
+            if outcome is None and unit.repeats:
+                outcome = shelf.take(unit.key)
             if outcome is None:
                 begins(unit)
                 start = time.perf_counter()
@@ -100,7 +113,12 @@ def _cells(job: Job, outcomes: dict[str, Outcome], seed: int) -> dict[str, dict[
 
 
 def _job(
-    recipe: Recipe, experiment: Experiment, stage: Stage, shelf: Shelf, common: dict[str, Any]
+    recipe: Recipe,
+    experiment: Experiment,
+    stage: Stage,
+    shelf: Shelf,
+    common: dict[str, Any],
+    earlier: list[dict[str, Any]],
 ) -> Job:
     kind = kinds()[experiment.kind]
     prepared = kind.prepare(experiment.settings, _place(recipe, experiment), stage)
@@ -116,7 +134,7 @@ def _job(
             "items": prepared.digest,
             "plan": dict(recipe.plans.get(name, {})),
         }
-        units.append(Unit(experiment.name, name, key, shelf.take(key)))
+        units.append(Unit(experiment.name, name, key, shelf.take(key), key in earlier))
     return Job(experiment, kind, prepared, tuple(units))
 
 

@@ -32,18 +32,20 @@ def default_folder() -> Path:
 
 
 class Shelf:
-    """A folder of finished results; `fresh` takes none up but still files new ones."""
+    """A folder of finished results; `fresh` takes none up but those it has filed itself."""
 
     def __init__(self, folder: Path, *, fresh: bool = False) -> None:
         self.folder = folder
         self._fresh = fresh
+        self._filed: set[Path] = set()
 
     def take(self, key: Mapping[str, Any]) -> Outcome | None:
         """The result filed under `key`, or None if there is no sound one."""
-        if self._fresh:
+        path = self._path(key)
+        if self._fresh and path not in self._filed:
             return None
         try:
-            data = json.loads(self._path(key).read_text(encoding="utf-8"))
+            data = json.loads(path.read_text(encoding="utf-8"))
             if data["skimp_recipe_result"] != FORMAT or data["key"] != _plain(key):
                 return None
             return Outcome.from_dict(data["outcome"])
@@ -56,6 +58,7 @@ class Shelf:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self._path(key), content)
+            self._filed.add(self._path(key))
         except OSError as error:
             raise RecipeError(
                 f"--state: {self.folder} cannot be written ({error.strerror or error})."

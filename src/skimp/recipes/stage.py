@@ -19,6 +19,7 @@ from skimp.methods.registry import check
 from skimp.models.anatomy import Anatomy
 from skimp.plan import ModelRef, Plan
 from skimp.progress import SILENT, Progress
+from skimp.recipes import drops
 from skimp.recipes.exits import ExitFit, ExitFits, parted
 from skimp.recipes.recipe import DENSE, Recipe
 
@@ -32,7 +33,8 @@ _SAMPLE = 4096  # numbers of each weight that its model is known by
 class Stage:
     """A dense model with its tokenizer, and the recipe's plans for it; `seed` is of every draw.
 
-    `fits`: the plans whose exits are to be fitted, which `plans` lack.
+    `fits`: the plans whose exits are to be fitted, `choices`: those whose drops are to be chosen;
+    `plans` lack both.
     """
 
     model: Any
@@ -42,6 +44,7 @@ class Stage:
     seed: int = 0
     progress: Progress = SILENT
     fits: Mapping[str, ExitFit] = field(default_factory=dict)
+    choices: Mapping[str, drops.DropChoice] = field(default_factory=dict)
     _exits: ExitFits | None = None
     _fitted: dict[str, Plan] = field(default_factory=dict)
     _calibration: Calibration | None = None
@@ -65,19 +68,23 @@ class Stage:
                 "a trained model such as demo with --model."
             )
         anatomy = Anatomy.of(model)
-        plans, fits = {}, {}
+        plans, fits, choices = {}, {}, {}
         for name, sections in recipe.plans.items():
             others, fit = parted(sections)
-            plan = Plan(ModelRef.of(anatomy), others)
             try:
+                others, choice = drops.parted(others)
+                plan = Plan(ModelRef.of(anatomy), others)
                 check(plan, anatomy)
+                if choice is not None:
+                    choices[name] = drops.DropChoice(**choice)
+                    choices[name].count(anatomy.dense_layers)
                 if fit is not None:
                     fits[name] = ExitFit(**fit)
                     fits[name].section(anatomy)
             except PlanError as error:
                 raise RecipeError(f"{recipe.path.name}: plans.{name}.{error}") from None
             plans[name] = plan
-        return cls(model, tokenizer, anatomy, plans, seed, progress, fits)
+        return cls(model, tokenizer, anatomy, plans, seed, progress, fits, choices)
 
     def engine(self, plan: str) -> Engine:
         """An engine with the plan on. Only the dense one and the last planned one are kept."""
@@ -107,9 +114,11 @@ class Stage:
         return plan in self.fits or (plan != DENSE and by_exit(self.plans[plan]) is not None)
 
     def fitted(self, plan: str) -> Plan:
-        """The plan with whatever it needs fitted, on calibration text that is made once."""
+        """The plan with whatever it needs chosen and fitted, on calibration text made once."""
         if plan not in self._fitted:
             made = self.plans[plan]
+            if plan in self.choices:
+                made = self._chosen(made, self.choices[plan])
             if needs_fit(made, self.anatomy):
                 made = fit_plan(self.model, made, self._text(), progress=self.progress)
             if plan in self.fits:
@@ -118,6 +127,10 @@ class Stage:
                 made = self._exits.fitted(made, self.fits[plan], self._text(), self.seed)
             self._fitted[plan] = made
         return self._fitted[plan]
+
+    def _chosen(self, plan: Plan, choice: drops.DropChoice) -> Plan:
+        text = self._text() if choice.reads_text(plan) else None
+        return choice.chosen(self.model, plan, text, self.seed, self.progress)
 
     def identity(self) -> dict[str, Any]:
         """What results hang on besides the recipe: the very weights, their format, the device."""

@@ -22,6 +22,7 @@ from skimp.report import (
 )
 from skimp.report.data import ReportData
 from skimp.report.facts import KIND_LABEL, KINDS, Predicted
+from skimp.report.frontier_view import frontier_view
 from skimp.report.samples import compare
 
 
@@ -119,6 +120,8 @@ def render(data: ReportData) -> str:
             neuron_maps=flocking_charts.neuron_maps(data.flocking),
             overlap=flocking_charts.overlap_chart(data.flocking),
             overlap_by_layer=flocking_charts.layers_chart(data.flocking),
+            search=data.search,
+            frontier=frontier_view(data.search, data.selection.layers),
             leaving=data.leaving,
             depth_charts=leaving_charts.histograms(data.leaving),
             depth_agreement=leaving_charts.agreement_chart(data.leaving),

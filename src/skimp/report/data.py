@@ -13,6 +13,8 @@ from skimp.report.documents import (
 )
 from skimp.report.facts import Flocking, Leaving, Provenance, Quality, Sample, Selection, Speed
 from skimp.report.flocking import read_flocking
+from skimp.report.frontier import chosen_speed, read_search
+from skimp.report.frontier_facts import Search
 from skimp.report.leaving import read_leaving
 from skimp.report.provenance import caveats as standing_caveats
 from skimp.report.provenance import model_name, read_provenance, with_calibration
@@ -32,6 +34,7 @@ class ReportData:
     selection: Selection = Selection()
     qualities: tuple[Quality, ...] = ()
     speed: Speed | None = None
+    search: Search | None = None
     flocking: Flocking | None = None
     leaving: Leaving | None = None
     samples: tuple[Sample, ...] = ()
@@ -82,7 +85,8 @@ class ReportData:
             layers,
         )
         qualities = read_qualities(evaluations)
-        speed = read_speed(read_bench)
+        search = read_search(read_plan, selection.layers)
+        speed = read_speed(read_bench) or chosen_speed(search)
         own = next(iter(evaluations.values()), None)
         flocking = read_flocking(own.child("flocking")) if own else None
         leaving = read_leaving(own.child("exits")) if own else None
@@ -106,6 +110,7 @@ class ReportData:
             selection=selection,
             qualities=qualities,
             speed=speed,
+            search=search,
             flocking=flocking,
             leaving=leaving,
             samples=sampled,

@@ -300,8 +300,9 @@ def importance_table(selection: Selection) -> ImportanceTable:
 
 
 def speed_table(speed: Speed | None) -> list[SpeedRow]:
-    """Dense beside planned, one row a quantity; empty if nothing was timed."""
-    if speed is None:
+    """Dense beside planned, one row a quantity; empty if neither side was timed by itself."""
+    sides = (speed.dense, speed.planned) if speed else ()
+    if speed is None or (set(sides) == {Side()} and speed.predicted.dense == Side()):
         return []
     pairs = (
         ("prefill", "prefill_s", numbers.seconds),

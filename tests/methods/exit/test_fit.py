@@ -7,7 +7,6 @@ from tests.tiny import calibration
 
 from skimp.calibration.replay import Replay, pack
 from skimp.errors import CalibrationError, PlanError
-from skimp.methods.drop.closed_form import Moments
 from skimp.methods.exit.controllers import controller
 from skimp.methods.exit.costs import Costs
 from skimp.methods.exit.features import FEATURES
@@ -19,6 +18,7 @@ from skimp.methods.exit.section import Exit, by_exit
 from skimp.methods.exit.train import train
 from skimp.methods.exit.translate import RIDGE, Affine, solve
 from skimp.methods.exit.values import CENTRES, REACH, SLOPE, TOKENS, check, shapes
+from skimp.methods.moments import Moments
 from skimp.models.anatomy import Anatomy
 from skimp.models.head import Head, final_norm
 from skimp.plan import Plan

@@ -1,94 +1,92 @@
 """Fit what stands in dropped branches' places, and repair what remains, on calibration text.
 
-Nothing is trained by gradient: every fit is a closed form (:mod:`.closed_form`). The same walk
-through the layers fits both, in running order, each with everything before it in place.
+Nothing is trained by gradient: every fit is a closed form (:mod:`.closed_form`). One walk through
+the layers fits both, in running order (:mod:`skimp.methods.in_order`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay
-from skimp.methods.drop.closed_form import Moments, Values, solve_fill, solve_repair
+from skimp.methods.drop.closed_form import Values, solve_fill, solve_repair
 from skimp.methods.drop.section import Drop, FillKind
-from skimp.methods.drop.walk import Walk
+from skimp.methods.in_order import Place, Task
+from skimp.methods.moments import Moments
+from skimp.methods.walk import Walk
 from skimp.models.anatomy import KINDS, Kind
 from skimp.models.carve import Constant, Fill, Linear, Zero, put_branch
 from skimp.models.surgery import Surgery
 from skimp.progress import SILENT, Progress
 
-Place = tuple[int, Kind]
 
-
-def fit_alone(replay: Replay, places: Iterable[Place], fill: FillKind) -> dict[Place, Values]:
-    """Fit each fill as if its sublayer were the only one left out: one dense pass for all.
-
-    Layer by layer, so that moments (float64, [d, d] a place) of one layer alone are held.
-    """
-    fitted: dict[Place, Values] = {place: {} for place in places}
-    states = list(replay.entry)
-    for index in range(max((layer + 1 for layer, _ in fitted), default=0)):
-        moments: dict[Kind, Moments] = {kind: Moments() for layer, kind in fitted if layer == index}
-        for batch, hidden in enumerate(states):
-            real = replay.batches[batch].real
-            traces, states[batch] = replay.watch(index, list(moments), hidden, batch)
-            for kind, trace in traces.items():
-                moments[kind].add(trace.input[real], trace.output[real])
-        for kind, moment in moments.items():
-            fitted[index, kind] = solve_fill(moment, fill)
-    return fitted
-
-
-def fit_in_order(
-    replay: Replay, section: Drop, repairable: Mapping[Place, str], progress: Progress = SILENT
+def fit_alone(
+    replay: Replay, places: Iterable[Place], fill: FillKind, progress: Progress = SILENT
 ) -> dict[Place, Values]:
-    """Fit a section's fills and, if it asks for them, repairs of the sublayers behind the first.
-
-    Every target is what brings the residual stream back to the dense one behind the branch: the
-    dense state there minus the planned state before it. So each fit also makes good what was lost
-    before it, from what this branch knows; an attention sublayer can take over recall that a
-    dropped neighbour did. `repairable` names output projections, relative to their layer.
-    """
+    """Fit each fill as if its sublayer were the only one left out: one dense pass for all."""
+    wanted = set(places)
     fitted: dict[Place, Values] = {}
-    surgery = Surgery()
-    dense = planned = list(replay.entry)
-    gone = section.sublayers
-    first, last = gone[0][0], gone[-1][0]
-    end = len(replay.layers) if section.repairs else last + 1
-    apart = replay.additive(0, replay.entry[0], 0)
-    try:
-        with progress.task(f"fitting {section.fill} in order", end) as step:
-            for index in range(end):
-                if index < first:
-                    # Before the first drop the planned states are the dense ones.
-                    dense = planned = [replay.layer(index, s, b) for b, s in enumerate(dense)]
-                    step()
-                    continue
-                seen = [replay.watch(index, KINDS, s, b) for b, s in enumerate(dense)]
-                walk = Walk(replay, index, planned, seen, apart)
-                for kind in KINDS:
-                    place = (index, kind)
-                    if place in gone:
-                        fitted[place] = solve_fill(walk.fill_moments(kind), section.fill)
-                        put(replay, place, fitted[place], surgery)
-                        walk.pass_branch(kind)
-                    elif section.repairs and place in repairable and fitted:
-                        path = repairable[place]
-                        fitted[place] = solve_repair(
-                            walk.repair_moments(kind, path), section.repair
-                        )
-                        repair(replay.layers[index], path, fitted[place], surgery)
-                        walk.pass_repaired(kind, path)
-                    else:
-                        walk.pass_branch(kind)
-                planned = walk.finish()
-                dense = [after for _, after in seen]
-                step()
-    finally:
-        surgery.undo()
+    states = list(replay.entry)
+    with progress.task(f"fitting {fill} to each sublayer", len(replay.layers)) as step:
+        for index in range(len(replay.layers)):
+            kinds: list[Kind] = [kind for kind in KINDS if (index, kind) in wanted]
+            moments = {kind: Moments() for kind in kinds}
+            for batch, hidden in enumerate(states):
+                real = replay.batches[batch].real
+                traces, states[batch] = replay.watch(index, moments, hidden, batch)
+                for kind, trace in traces.items():
+                    moments[kind].add(trace.input[real], trace.output[real])
+            fitted |= {(index, kind): solve_fill(each, fill) for kind, each in moments.items()}
+            step()
     return fitted
+
+
+@dataclass(frozen=True)
+class FitFill:
+    """Fit what stands in the place of a dropped branch."""
+
+    kind: Kind
+    fill: FillKind
+    corrects: bool = False
+
+    def fit(self, walk: Walk, layer: nn.Module, surgery: Surgery) -> Values:
+        values = solve_fill(walk.fill_moments(self.kind), self.fill)
+        put(walk.replay, (walk.index, self.kind), values, surgery)
+        walk.pass_branch(self.kind)
+        return values
+
+
+@dataclass(frozen=True)
+class FitRepair:
+    """Fit a repair, of a rank (None: no limit), of the output projection at `path` of a layer."""
+
+    kind: Kind
+    path: str
+    rank: int | None
+    corrects: bool = True
+
+    def fit(self, walk: Walk, layer: nn.Module, surgery: Surgery) -> Values:
+        values = solve_repair(walk.repair_moments(self.kind, self.path), self.rank)
+        repair(layer, self.path, values, surgery)
+        walk.pass_repaired(self.kind, self.path)
+        return values
+
+
+def tasks_of(section: Drop, repairable: Mapping[Place, str]) -> dict[Place, Task]:
+    """A section's fills and, if it asks for them, repairs of the sublayers behind the first.
+
+    `repairable` names output projections, relative to their layer.
+    """
+    fills: dict[Place, Task] = {
+        (layer, kind): FitFill(kind, section.fill) for layer, kind in section.sublayers
+    }
+    repairs: dict[Place, Task] = {
+        place: FitRepair(place[1], path, section.repair) for place, path in repairable.items()
+    }
+    return fills | repairs
 
 
 @contextmanager

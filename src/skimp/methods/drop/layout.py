@@ -9,10 +9,10 @@ from torch import nn
 import skimp
 from skimp.methods.base import Applying
 from skimp.methods.drop.section import Drop
+from skimp.methods.in_order import Place
 from skimp.models.anatomy import KINDS, Anatomy, Kind, Layer, Part, Sublayer
 from skimp.models.carve import KEEP
 
-Place = tuple[int, Kind]
 # Config values that hold one entry a layer, and so are cut with the layers.
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")
 

@@ -10,7 +10,7 @@ import skimp
 from skimp.calibration.replay import Replay
 from skimp.methods.base import Applying
 from skimp.methods.drop import values as fitted_values
-from skimp.methods.drop.fit import fit_in_order, repair
+from skimp.methods.drop.fit import repair, tasks_of
 from skimp.methods.drop.layout import (
     make_layout,
     mean_folds,
@@ -19,6 +19,7 @@ from skimp.methods.drop.layout import (
     repairable,
 )
 from skimp.methods.drop.section import Drop, DropFile, read_section
+from skimp.methods.in_order import Place, Task
 from skimp.models.anatomy import Anatomy, Kind
 from skimp.models.carve import Constant, Linear, carve
 from skimp.progress import Progress
@@ -42,10 +43,15 @@ class DropMethod:
     def tokens(self, section: Drop) -> int | None:
         return None
 
-    def fit(
+    def in_order(self, section: Drop) -> bool:
+        return True
+
+    def tasks(
         self, section: Drop, anatomy: Anatomy, replay: Replay, progress: Progress
-    ) -> dict[str, Tensor]:
-        fitted = fit_in_order(replay, section, repairable(section, anatomy), progress)
+    ) -> dict[Place, Task]:
+        return tasks_of(section, repairable(section, anatomy))
+
+    def values(self, section: Drop, fitted: Mapping[Place, dict[str, Tensor]]) -> dict[str, Tensor]:
         return fitted_values.flatten(fitted)
 
     def apply(self, section: Drop, work: Applying) -> None:
@@ -61,7 +67,8 @@ class DropMethod:
         # After carving, paths are renumbered; the layer objects are not, so reach through them.
         blocks: list[nn.Module] = list(work.model.get_submodule(work.anatomy.family.layers))
         for place, path in repairable(section, work.anatomy).items():
-            repair(blocks[place[0]], path, found[place], work.surgery)
+            if place in found:
+                repair(blocks[place[0]], path, found[place], work.surgery)
         carve(work.model, layout, work.surgery.set)
         for path, bias in biases.items():
             parameter = nn.Parameter(bias, requires_grad=False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay
 from skimp.errors import CalibrationError
-from skimp.methods.drop.closed_form import Moments
+from skimp.methods.moments import Moments
 from skimp.models.anatomy import Anatomy
 from skimp.models.head import Head, final_norm
 from skimp.progress import Progress

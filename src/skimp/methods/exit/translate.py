@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from skimp import kernels
-from skimp.methods.drop.closed_form import Moments, reduced_rank_ridge, ridge_regression
+from skimp.methods.drop.closed_form import reduced_rank_ridge, ridge_regression
 from skimp.methods.exit.section import Translator
 from skimp.methods.exit.values import translator_name
+from skimp.methods.moments import Moments
 
 RIDGE = 1e-2  # share of the mean variance of what enters (docs/log.md)
 

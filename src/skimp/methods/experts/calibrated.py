@@ -21,6 +21,7 @@ from skimp.methods.experts.fit import calibrated_scores
 from skimp.methods.experts.modules import by_neuron
 from skimp.methods.experts.section import BLIND, Experts
 from skimp.methods.experts.select import choose, magnitudes
+from skimp.methods.in_order import Place
 from skimp.models.anatomy import Anatomy, Layer, Part, Sublayer
 from skimp.models.carve import narrow, neuron_axis
 from skimp.models.feed_forward import FeedForward, feed_forwards
@@ -40,10 +41,14 @@ def repair_name(layer: int) -> str:
     return f"experts.ffn.{layer}.repair"
 
 
-def flatten(kept: Mapping[int, Tensor], repairs: Mapping[int, Tensor]) -> dict[str, Tensor]:
+def flatten(fitted: Mapping[Place, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Fitted tensors under the names that they have in a plan."""
-    rows = {kept_name(layer): rows for layer, rows in kept.items()}
-    return rows | {repair_name(layer): change for layer, change in repairs.items()}
+    names = {"kept": kept_name, "repair": repair_name}
+    return {
+        names[name](layer): value
+        for (layer, _), values in fitted.items()
+        for name, value in values.items()
+    }
 
 
 def needs_rows(section: Experts) -> bool:

@@ -13,8 +13,9 @@ from skimp.methods.drop.layout import planned_block
 from skimp.methods.experts import calibrated
 from skimp.methods.experts.fit import calibrated_scores
 from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, by_neuron
-from skimp.methods.experts.repair import check_repairable, fit_repairs
+from skimp.methods.experts.repair import check_repairable, tasks_of
 from skimp.methods.experts.section import Experts, ExpertsFile, read_section
+from skimp.methods.in_order import Place, Task
 from skimp.models.anatomy import Anatomy, Layer
 from skimp.models.carve import KEEP
 from skimp.models.feed_forward import FeedForward, feed_forwards
@@ -56,12 +57,21 @@ class ExpertsMethod:
     def fit(
         self, section: Experts, anatomy: Anatomy, replay: Replay, progress: Progress
     ) -> dict[str, Tensor]:
-        if section.calibrated:
-            kept = calibrated.fit_rows(section, replay, progress)
-            repairs = fit_repairs(kept, replay, progress) if section.repairs else {}
-            return calibrated.flatten(kept, repairs)
         scores = calibrated_scores(replay, progress)
         return {prior_name(layer): values for layer, values in scores.items()}
+
+    def in_order(self, section: Experts) -> bool:
+        return section.calibrated
+
+    def tasks(
+        self, section: Experts, anatomy: Anatomy, replay: Replay, progress: Progress
+    ) -> dict[Place, Task]:
+        return tasks_of(section, replay, progress)
+
+    def values(
+        self, section: Experts, fitted: Mapping[Place, dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        return calibrated.flatten(fitted)
 
     def apply(self, section: Experts, work: Applying) -> None:
         if all(map(section.dense, range(work.anatomy.dense_layers))):

@@ -1,23 +1,24 @@
 """Correct FFs that were made narrower: refit their output maps on what is left, in closed form.
 
-The walk and the ridge regression are those of the repairs of dropped sublayers
-(:mod:`skimp.methods.drop.fit`): layer by layer, with everything before in place, so that each
-correction also makes good what was lost before it.
+The walk is the one that fits dropped sublayers too (:mod:`skimp.methods.in_order`): layer by layer,
+with everything before in place, so that each correction also makes good what was lost before it.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay
 from skimp.errors import PlanError
 from skimp.methods.drop.closed_form import solve_repair
 from skimp.methods.drop.fit import repair
 from skimp.methods.drop.layout import output_part
-from skimp.methods.drop.walk import Walk
-from skimp.methods.experts.calibrated import describe, narrow_to
-from skimp.models.anatomy import KINDS, Anatomy
-from skimp.models.feed_forward import feed_forwards
+from skimp.methods.experts.calibrated import describe, fit_rows, narrow_to
+from skimp.methods.experts.section import Experts
+from skimp.methods.in_order import Place, Task
+from skimp.methods.walk import Walk
+from skimp.models.anatomy import Anatomy
+from skimp.models.feed_forward import FeedForward, feed_forwards
 from skimp.models.surgery import Surgery
 from skimp.progress import Progress
 
@@ -35,35 +36,47 @@ def check_repairable(anatomy: Anatomy) -> None:
         )
 
 
-def fit_repairs(
-    kept: Mapping[int, Tensor], replay: Replay, progress: Progress
-) -> dict[int, Tensor]:
-    """What to add to the output map of each layer that keeps the neurons `kept`: [hidden, k]."""
+@dataclass(frozen=True)
+class FitNarrow:
+    """Leave an FF its neurons `kept`, and refit its output map on them if `repairs`.
+
+    A task of :mod:`skimp.methods.in_order`; `path` is that of the layer in the dense model.
+    """
+
+    ffn: FeedForward
+    path: str
+    kept: Tensor
+    repairs: bool
+    corrects: bool = False
+
+    def fit(self, walk: Walk, layer: nn.Module, surgery: Surgery) -> dict[str, Tensor]:
+        values = {"kept": self.kept}
+        if len(self.kept) == self.ffn.width:
+            walk.pass_branch("ffn")
+            return values
+        neurons = describe(self.ffn, self.path, len(self.kept))
+        narrow_to(layer, neurons, self.kept, surgery)
+        if not self.repairs:
+            walk.pass_branch("ffn")
+            return values
+        output = neurons["output"]
+        found = solve_repair(walk.repair_moments("ffn", output), None)
+        repair(layer, output, found, surgery)
+        walk.pass_repaired("ffn", output)
+        return values | {"repair": found["repair"].cpu()}
+
+
+def tasks_of(section: Experts, replay: Replay, progress: Progress) -> dict[Place, Task]:
+    """The FFs to be made narrower, the neurons that they keep chosen.
+
+    Raises:
+        PlanError: a layer whose FF is no plain or gated one.
+    """
+    kept = fit_rows(section, replay, progress)
     wiring = feed_forwards(replay.model, Anatomy.of(replay.model))
-    found: dict[int, Tensor] = {}
-    surgery = Surgery()
-    dense = planned = list(replay.entry)
-    apart = replay.additive(0, replay.entry[0], 0)
-    try:
-        with progress.task("repairing FFs in order", len(replay.layers)) as step:
-            for index, layer in enumerate(replay.layers):
-                seen = [replay.watch(index, KINDS, s, b) for b, s in enumerate(dense)]
-                walk = Walk(replay, index, planned, seen, apart)
-                walk.pass_branch("attention")
-                if index in kept and len(kept[index]) < wiring[index].width:
-                    path = f"{replay.family.layers}.{index}"
-                    neurons = describe(wiring[index], path, len(kept[index]))
-                    output = neurons["output"]
-                    narrow_to(layer, neurons, kept[index], surgery)
-                    values = solve_repair(walk.repair_moments("ffn", output), None)
-                    repair(layer, output, values, surgery)
-                    walk.pass_repaired("ffn", output)
-                    found[index] = values["repair"].cpu()
-                else:
-                    walk.pass_branch("ffn")
-                planned = walk.finish()
-                dense = [after for _, after in seen]
-                step()
-    finally:
-        surgery.undo()
-    return found
+    layers = replay.family.layers
+    tasks: dict[Place, Task] = {
+        (layer, "ffn"): FitNarrow(wiring[layer], f"{layers}.{layer}", rows, section.repairs)
+        for layer, rows in kept.items()
+    }
+    return tasks

@@ -13,8 +13,8 @@ from skimp.recipes.stage import Stage
 class Prepared(Protocol):
     """An experiment with its items at hand.
 
-    `digest` is of all that is read; `items` are what is counted, `skipped` what was too long,
-    `words` says what one item is.
+    `digest` is of all that is read; `items` are what is counted (0: nothing is), `skipped` what was
+    too long, `words` says what one item is.
     """
 
     @property
@@ -34,7 +34,8 @@ class Prepared(Protocol):
 class Kind(Protocol):
     """A kind of experiment, which joins by standing in this folder and exporting `KIND`.
 
-    `settings` is a frozen dataclass with a field `items`; pydantic reads it from the recipe.
+    `settings` is a frozen dataclass that pydantic reads from the recipe; --limit lowers its field
+    `items`, if it has one.
     `places` are those of its fields that only say where data lie. `titles` are the metrics' names
     in tables, empty where the data decide on the metrics. `beside_dense`: a plan's result compares
     it with the dense model already, which therefore has no row of its own.

@@ -91,6 +91,8 @@ class Scored:
             "way": found.way,
             "simulated": found.simulated,
         }
+        if plan in stage.choices:
+            details["drop"] = dict(stage.fitted(plan).sections["drop"])
         if found.depths:
             details["exits"] = {name: one.to_dict() for name, one in found.depths.items()}
             details["probe"] = list(stage.fitted(plan).sections["exit"]["probe"])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from skimp.calibration.replay import BranchTrace, Replay
-from skimp.methods.drop.closed_form import Moments
+from skimp.methods.moments import Moments
 from skimp.models.anatomy import KINDS, Kind
 
 Seen = Sequence[tuple[dict[Kind, BranchTrace], Tensor]]
@@ -29,8 +29,7 @@ class Walk:
     def __init__(
         self, replay: Replay, index: int, states: Sequence[Tensor], seen: Seen, apart: bool
     ) -> None:
-        self._replay = replay
-        self._index = index
+        self.replay, self.index = replay, index
         self._entry = list(states)
         self._states = list(states)
         self._seen = seen
@@ -42,10 +41,10 @@ class Walk:
         """Normalised inputs, and what would have to be added in the branch's place."""
         moments = Moments()
         for batch in range(len(self._states)):
-            real = self._replay.batches[batch].real
+            real = self.replay.batches[batch].real
             if self._apart:
                 state = self._states[batch]
-                entered = self._replay.normalise(self._index, kind, state)
+                entered = self.replay.normalise(self.index, kind, state)
                 wanted = _behind(self._seen[batch][0][kind]) - state
             else:
                 trace, lacking = self._trace(kind, batch)
@@ -61,13 +60,13 @@ class Walk:
         def enter(_: nn.Module, args: tuple) -> None:
             seen[:] = [args[0]]
 
-        module = self._replay.layers[self._index].get_submodule(path)
+        module = self.replay.layers[self.index].get_submodule(path)
         handle = module.register_forward_pre_hook(enter)
         moments = Moments()
         try:
             for batch in range(len(self._states)):
                 trace, lacking = self._trace(kind, batch)
-                real = self._replay.batches[batch].real
+                real = self.replay.batches[batch].real
                 entering = seen[0].view(*real.shape, -1)
                 moments.add(entering[real], lacking[real])
                 self._traces.append(trace)
@@ -80,14 +79,14 @@ class Walk:
         """Go on behind the branch as it now stands."""
         if self._apart:
             self._states = [
-                state + self._replay.branch(self._index, kind, state, batch).output
+                state + self.replay.branch(self.index, kind, state, batch).output
                 for batch, state in enumerate(self._states)
             ]
 
     def pass_repaired(self, kind: Kind, path: str) -> None:
         """Go on behind a branch whose output projection was just repaired: only that runs again."""
         if self._apart:
-            module = self._replay.layers[self._index].get_submodule(path)
+            module = self.replay.layers[self.index].get_submodule(path)
             pairs = zip(self._states, self._entering, strict=True)
             self._states = [state + module(entering) for state, entering in pairs]
 
@@ -95,18 +94,18 @@ class Walk:
         """The planned states behind the layer."""
         if self._apart:
             return self._states
-        return [self._replay.layer(self._index, s, b) for b, s in enumerate(self._entry)]
+        return [self.replay.layer(self.index, s, b) for b, s in enumerate(self._entry)]
 
     def _trace(self, kind: Kind, batch: int) -> tuple[BranchTrace, Tensor]:
         """The branch at the current state, and what the residual stream lacks behind it."""
         traces, dense_after = self._seen[batch]
         goal = traces[kind]
         if self._apart:
-            trace = self._replay.branch(self._index, kind, self._states[batch], batch)
+            trace = self.replay.branch(self.index, kind, self._states[batch], batch)
         else:
-            found, after = self._replay.watch(self._index, [kind], self._entry[batch], batch)
+            found, after = self.replay.watch(self.index, [kind], self._entry[batch], batch)
             trace = found[kind]
-            if self._replay.family.parallel and kind == KINDS[-1]:
+            if self.replay.family.parallel and kind == KINDS[-1]:
                 # Both branches met one state: what the first made good is not added twice.
                 return trace, dense_after - after
         return trace, _behind(goal) - _behind(trace)

@@ -1,0 +1,1 @@
+"""What methods offer to the search, one a file; see :mod:`skimp.finder.choices`."""

@@ -1,0 +1,64 @@
+"""Leave a sublayer out, something fitted in its place (Tyukin et al., 2024)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from skimp.calibration.replay import Replay
+from skimp.finder.choices import Choice, Thinning
+from skimp.methods.drop.fit import fit_alone, make_fitted
+from skimp.methods.drop.section import FillKind
+from skimp.methods.in_order import Place
+from skimp.models.anatomy import Anatomy
+from skimp.models.carve import Fill
+from skimp.progress import Progress
+
+FILL = "linear:16"
+
+
+class DropOffer:
+    """Sublayers left out whole."""
+
+    name = "drop"
+    group = "drop"
+    acts_on = "output"
+
+    def choices(self, model: nn.Module, anatomy: Anatomy) -> list[Choice]:
+        return [
+            Choice(layer, sublayer.kind, self.name, FILL) for layer, sublayer in anatomy.sublayers()
+        ]
+
+    def prepare(
+        self, replay: Replay, anatomy: Anatomy, choices: Sequence[Choice], progress: Progress
+    ) -> dict[Place, Fill]:
+        fitted = fit_alone(
+            replay, [choice.place for choice in choices], FillKind.parse(FILL), progress
+        )
+        family = anatomy.family
+        outputs = {"attention": family.attention_outputs, "ffn": family.ffn_outputs}
+        return {
+            place: make_fitted(values, outputs[place[1]], replay.entry[0])
+            for place, values in fitted.items()
+        }
+
+    def output(
+        self, choice: Choice, entered: Tensor, left: Tensor, prepared: Mapping[Place, Fill]
+    ) -> Tensor:
+        found = prepared[choice.place](entered)
+        return found[0] if isinstance(found, tuple) else found
+
+    def thinning(
+        self, choices: Sequence[Choice], z: Tensor, prompt: int, prepared: Any
+    ) -> Thinning:
+        raise NotImplementedError("it acts on the output")
+
+    def sections(self, choices: Sequence[Choice], anatomy: Anatomy) -> dict[str, dict[str, Any]]:
+        layers = {
+            kind: [choice.layer for choice in choices if choice.kind == kind]
+            for kind in ("attention", "ffn")
+        }
+        return {self.name: {**layers, "fill": FILL, "repair": "full"}}
+
+
+OFFER = DropOffer()
