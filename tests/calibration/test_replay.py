@@ -62,3 +62,19 @@ def test_pack_keeps_every_token_and_the_limit() -> None:
     batches = pack(documents, tokens=64)
     assert sum(batch.tokens for batch in batches) == sum(map(len, documents))
     assert all(batch.ids.numel() <= 64 or len(batch.ids) == 1 for batch in batches)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_all_batches_at_once_change_no_digit_and_take_each_layer_once(name: str) -> None:
+    model = families.build(name)
+    replay = Replay(model, pack(tiny.documents(), tokens=96))
+    assert len(replay.batches) > 1
+    alone = [replay.run(entry, batch) for batch, entry in enumerate(replay.entry)]
+    order: list[int] = []
+    for index, layer in enumerate(replay.layers):
+        layer.register_forward_pre_hook(lambda *_, index=index: order.append(index))
+    together = replay.run_all(replay.entry)
+    assert all(map(torch.equal, alone, together))
+    assert order == sorted(order)
+    half = replay.run_all(replay.run_all(replay.entry, 0, 1), 1)
+    assert all(map(torch.equal, alone, half))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tests.cli.conftest import Skimp, complaint, read
 
@@ -118,3 +119,19 @@ def test_mistakes_are_named_before_the_model_is_loaded(
 def test_too_many_to_leave_out(skimp: Skimp, folder: Path, text_file: Path) -> None:
     words = ("--drop-attention", "9", "--calibration", text_file, "--out", "p.yaml")
     assert "drop.attention" in complaint(skimp("plan", folder, *words, code=2))
+
+
+def test_a_streamed_model_gets_the_same_plan(
+    skimp: Skimp, folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    words = ("--rule", "cosine", "--drop-attention", "1", "--calibration", text_file)
+    for name in ("stream", "no-stream"):
+        skimp("plan", folder, *words, f"--{name}", "--out", f"{name}.yaml")
+    streamed, held = (Plan.read(tmp_path / f"{name}.yaml") for name in ("stream", "no-stream"))
+    assert streamed.to_dict() == held.to_dict()
+    assert all(torch.equal(value, held.values[key]) for key, value in streamed.values.items())
+
+
+def test_weights_that_have_no_file_are_not_streamed(skimp: Skimp) -> None:
+    words = ("plan", "random:smollm2-135m", "--stream", "--attention", "0", "--out", "p.yaml")
+    assert "no files" in complaint(skimp(*words, code=2))

@@ -217,3 +217,13 @@ def test_fills_lower_the_harm_on_their_own_text() -> None:
         documents = list(calibration.documents)
         harms[fill] = fidelity(model, lambda plan=plan: skimp.apply(model, plan), documents).kl
     assert harms["linear:full"] < harms["mean"] < harms["zero"]
+
+
+def test_fills_are_tried_only_by_rules_that_try_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("fitted")
+
+    monkeypatch.setattr("skimp.finder.choose.fit_alone", refuse)
+    pick("llama", "cosine", drop_attention=1, fill="mean")
+    with pytest.raises(AssertionError, match="fitted"):
+        pick("llama", "loss", drop_attention=1, fill="mean")

@@ -1,5 +1,6 @@
 """Random weights: true to the class, reproducible, and alike in every dtype."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,3 +169,24 @@ def test_too_large_a_single_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"skimp.models.{module}.available_bytes", lambda _: 10**6)
     with pytest.raises(LoadError, match="not even layers=1"):
         load("random:llama-2-7b", dtype="bf16")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_written_shard_by_shard_it_is_the_same_model(tmp_path: Path, tied: bool) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        tie_word_embeddings=tied,
+    )
+    settings: dict[str, Any] = {"dtype": torch.bfloat16, "seed": 3}
+    random_weights.write(config, tmp_path / "new", shard_bytes=9000, **settings)
+    assert len(list((tmp_path / "new").glob("*.safetensors"))) > 2
+    found = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "new", dtype=torch.bfloat16
+    )
+    wanted = random_weights.build(config, device=torch.device("cpu"), **settings)
+    for name, weight in wanted.state_dict().items():
+        assert torch.equal(found.state_dict()[name], weight), name

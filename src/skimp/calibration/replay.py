@@ -195,6 +195,18 @@ class Replay:
             hidden = self.layer(index, hidden, batch)
         return hidden
 
+    def run_all(
+        self, states: Sequence[Tensor], start: int = 0, stop: int | None = None
+    ) -> list[Tensor]:
+        """`run` of every batch, `states` in their order; each layer is done with before the next.
+
+        So weights that are read from a file are read once, however many batches there are.
+        """
+        states = list(states)
+        for index in range(start, len(self.layers) if stop is None else stop):
+            states = [self.layer(index, hidden, batch) for batch, hidden in enumerate(states)]
+        return states
+
     @torch.no_grad()
     def logits(self, rows: Tensor) -> Tensor:
         """Final norm, head and whatever the family does to logits: [n, d] to [n, V]."""

@@ -77,12 +77,17 @@ class Run:
             progress=RichProgress(),
         )
 
-    def load(self, source: str) -> Loaded:
-        """Load a model with the options given."""
+    def load(self, source: str, *, stream: bool | None = False) -> Loaded:
+        """Load a model with the options given; `stream` as in :func:`skimp.load`."""
         from skimp.models.load import load
 
         return load(
-            source, dtype=self.dtype, device=self.device, seed=self.seed, progress=self.progress
+            source,
+            dtype=self.dtype,
+            device=self.device,
+            seed=self.seed,
+            progress=self.progress,
+            stream=stream,
         )
 
     def header(

@@ -113,6 +113,16 @@ Dtype = Annotated[
         rich_help_panel=_COMMON,
     ),
 ]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read the layers' weights from their files whenever they are used: slower, but a "
+        "model may be larger than memory [dim](default: if it does not fit)[/].",
+        show_default=False,
+        rich_help_panel=_COMMON,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -159,6 +159,7 @@ def plan(
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
+    stream: options.Stream = None,
     debug: options.Debug = False,
 ) -> None:
     """Choose what to leave out, fit what stands in its place, and write the plan.
@@ -234,7 +235,7 @@ def plan(
     work = Workload.parse(workload)
     drawn = read_plan(fit) if fit is not None else None
     _check_calibration(calibration)
-    loaded = run.load(model)
+    loaded = run.load(model, stream=stream)
     require_dense(loaded, "plan")
     if mode == "rule":
         made, facts = choose(run, loaded, wanted, calibration)

@@ -57,6 +57,11 @@ def choose(
     from skimp.models.anatomy import Anatomy
 
     start = time.perf_counter()
+    if loaded.streamed and calibration is None:
+        run.progress.note(
+            "Text that the model writes itself takes all of its weights for every token: give text "
+            "of your own with --calibration if that is too slow."
+        )
     always = wanted.tune or wanted.scope == "calibrated"
     text = _calibrate(run, loaded, calibration, always=always)
     choice = find(

@@ -2,8 +2,9 @@
 
 import difflib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from skimp.calibration.text import LEAST_TOKENS, Calibration, calibrate
 from skimp.errors import PlanError, SkimpError
 from skimp.finder.harm import Harm, Measure, Scoring
 from skimp.finder.rules import Material, Problem, Rule, Ruling, rules
+from skimp.methods.drop.closed_form import Values
 from skimp.methods.drop.fit import Place, fit_alone, standing
 from skimp.methods.drop.layout import repairable
 from skimp.methods.drop.section import Drop, FillKind, parse_repair
@@ -163,10 +165,30 @@ def _material(
         others = calibration.sample(TRIED_TOKENS, seed, skip=len(documents))
         if sum(map(len, others)) < LEAST_TOKENS:
             others = list(calibration.documents)
-        fills = fit_alone(Replay(model, pack(others)), places, fill)
+        fills = _Late(lambda: fit_alone(Replay(model, pack(others)), places, fill))
     else:
         fills = {place: {} for place in places}
     return Material(scored, harm, fills)
+
+
+class _Late(Mapping[Place, Values]):
+    """Fills that are fitted when the first is asked for: some rules never ask."""
+
+    def __init__(self, fit: Callable[[], Mapping[Place, Values]]) -> None:
+        self._fit = fit
+
+    @cached_property
+    def _fitted(self) -> Mapping[Place, Values]:
+        return self._fit()
+
+    def __getitem__(self, place: Place) -> Values:
+        return self._fitted[place]
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self._fitted)
+
+    def __len__(self) -> int:
+        return len(self._fitted)
 
 
 def _section(ruling: Ruling, fill: FillKind, repair: int | None) -> Drop:
@@ -180,7 +202,7 @@ def _harm_of(section: Drop, plan: Plan, material: Material, anatomy: Anatomy) ->
     replay = material.replay
     fitted = {place: {} for place in section.sublayers} | gather(plan.values)
     with standing(replay, fitted, repairable(section, anatomy)):
-        finals = [replay.run(entry, batch) for batch, entry in enumerate(replay.entry)]
+        finals = replay.run_all(replay.entry)
     return material.harm(finals)
 
 

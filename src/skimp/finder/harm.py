@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from skimp.calibration.replay import Replay, pack
+from skimp.calibration.replay import Batch, Replay, pack
 
 Measure = Literal["kl", "loss"]
 _CHUNK = 256
@@ -48,7 +48,7 @@ class Harm:
     ) -> None:
         self.measure = measure
         self._replay = replay
-        finals = [replay.run(entry, batch) for batch, entry in enumerate(replay.entry)]
+        finals = replay.run_all(replay.entry)
         self.positions = choose_positions(replay, finals, scoring, seed)
         self._targets = _next_tokens(replay, self.positions)
         self._documents = _owners(replay, self.positions)
@@ -136,43 +136,40 @@ def context_gain(replay: Replay, finals: Sequence[Tensor], block: int) -> list[T
 
     Positions whose whole context is that short gain nothing.
     """
-    gains = []
-    for batch, final in zip(replay.batches, finals, strict=True):
-        gain = torch.zeros(batch.ids.shape)
-        pieces, places = [], []
-        for row in range(len(batch.ids)):
-            length = int(batch.real[row].sum())
-            for start in range(2 * block, length - 1, block):
-                pieces.append(batch.ids[row, start - block : min(start + block, length - 1)].cpu())
-                places.append((row, start))
-        if pieces:
-            _measure_gain(replay, batch.ids, pieces, places, final, gain, block)
-        gains.append(gain)
+    gains = [torch.zeros(batch.ids.shape) for batch in replay.batches]
+    packed: list[Batch] = []
+    places: list[tuple[int, int, int]] = []
+    for number, batch in enumerate(replay.batches):
+        pieces, starts = _pieces(batch, block)
+        # `pack` takes them by length, so their places go the same way.
+        order = sorted(range(len(pieces)), key=lambda index: len(pieces[index]))
+        places += [(number, *starts[index]) for index in order]
+        packed += pack(pieces)
+    short = Replay(replay.model, packed)
+    place = iter(places)
+    # All at once through the layers: weights that are read from a file are read a single time.
+    for batch, after in zip(short.batches, short.run_all(short.entry), strict=True):
+        for row, real in enumerate(batch.real):
+            number, where, start = next(place)
+            count = int(real.sum()) - block
+            target = replay.batches[number].ids[where, start + 1 : start + 1 + count, None]
+            near = short.logits(after[row, block : block + count]).float().log_softmax(-1)
+            full = finals[number][where, start : start + count]
+            full = replay.logits(full).float().log_softmax(-1)
+            rise = (full.gather(1, target) - near.gather(1, target))[:, 0]
+            gains[number][where, start : start + count] = rise.cpu()
     return gains
 
 
-def _measure_gain(
-    replay: Replay,
-    ids: Tensor,
-    pieces: list[Tensor],
-    places: list[tuple[int, int]],
-    final: Tensor,
-    gain: Tensor,
-    block: int,
-) -> None:
-    order = sorted(range(len(pieces)), key=lambda index: len(pieces[index]))
-    short = Replay(replay.model, pack(pieces))
-    piece = iter(order)
-    for number, entry in enumerate(short.entry):
-        after = short.run(entry, number)
-        for row, real in enumerate(short.batches[number].real):
-            where, start = places[next(piece)]
-            count = int(real.sum()) - block
-            target = ids[where, start + 1 : start + 1 + count, None]
-            near = short.logits(after[row, block : block + count]).float().log_softmax(-1)
-            full = replay.logits(final[where, start : start + count]).float().log_softmax(-1)
-            rise = (full.gather(1, target) - near.gather(1, target))[:, 0]
-            gain[where, start : start + count] = rise.cpu()
+def _pieces(batch: Batch, block: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Token ids of at most 2 `block` each that overlap by half; the row and column of each half."""
+    pieces, starts = [], []
+    for row in range(len(batch.ids)):
+        length = int(batch.real[row].sum())
+        for start in range(2 * block, length - 1, block):
+            pieces.append(batch.ids[row, start - block : min(start + block, length - 1)].cpu())
+            starts.append((row, start))
+    return pieces, starts
 
 
 def _eligible(real: Tensor, skip: int) -> Tensor:

@@ -94,13 +94,12 @@ class Trials:
 
     def _run(self, start: int) -> list[list[Tensor]]:
         """Hidden states behind each layer from `start` on, for every batch."""
-        found = []
-        for batch, kept in enumerate(self._states):
-            hidden, after = kept[start], []
-            for index in range(start, len(self._replay.layers)):
-                hidden = self._replay.layer(index, hidden, batch)
+        found: list[list[Tensor]] = [[] for _ in self._states]
+        states = [kept[start] for kept in self._states]
+        for index in range(start, len(self._replay.layers)):
+            states = self._replay.run_all(states, index, index + 1)
+            for after, hidden in zip(found, states, strict=True):
                 after.append(hidden)
-            found.append(after)
         return found
 
     def _follow(self, states: list[list[Tensor]]) -> None:

@@ -7,12 +7,12 @@ one sentence that names the file and the remedy.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skimp.errors import LoadError
 from skimp.models import safetensors_header
+from skimp.models.safetensors_header import Stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -83,7 +83,12 @@ def require_tokenizer(folder: Path) -> None:
 
 
 def count_weights(folder: Path) -> int:
-    """Return the numbers in the folder's safetensors files, after checking that all are whole.
+    """Return the numbers in the folder's safetensors files; raises what `weights` does."""
+    return sum(stored.numel for stored in weights(folder).values())
+
+
+def weights(folder: Path) -> dict[str, Stored]:
+    """Return what the folder's safetensors files hold, after checking that all are whole.
 
     Raises:
         LoadError: only pickled weights, no weights, a shard of the index missing, a file truncated.
@@ -94,15 +99,15 @@ def count_weights(folder: Path) -> int:
         shards = _shards(folder / INDEX)
     else:
         raise LoadError(_no_weights(folder, sorted(path.name for path in folder.iterdir())))
-    total = 0
+    found: dict[str, Stored] = {}
     for name, tensors in shards.items():
         if not (folder / name).is_file():
             raise LoadError(f"{folder} lacks {name}, which {INDEX} lists; download it again.")
-        shapes = safetensors_header.read(folder / name)
-        if absent := sorted(tensors - shapes.keys()):
+        held = safetensors_header.read(folder / name)
+        if absent := sorted(tensors - held.keys()):
             raise LoadError(f"{folder / name} lacks the tensor {absent[0]}, which {INDEX} lists.")
-        total += sum(math.prod(shape) for shape in shapes.values())
-    return total
+        found |= held
+    return found
 
 
 def _shards(index: Path) -> dict[str, set[str]]:

@@ -40,7 +40,7 @@ def load_model(
         LoadError: anything that makes the model unloadable or not the one the weights are of.
     """
     where = name or str(folder)
-    config = _config(folder, where, trust_remote_code)
+    config = read_config(folder, where, trust_remote_code)
     checks.check_decoder(config, where)
     require_memory(where, checks.count_weights(folder) * dtype.itemsize, device, SMALLER)
     model, found = _from_pretrained(folder, where, config, dtype, device, trust_remote_code)
@@ -74,7 +74,8 @@ def reason(error: Exception) -> str:
     return lines[0].strip().rstrip(".:")[:200]
 
 
-def _config(folder: Path, where: str, trust_remote_code: bool) -> PreTrainedConfig:
+def read_config(folder: Path, where: str, trust_remote_code: bool) -> PreTrainedConfig:
+    """Return the folder's config; LoadError, calling the model `where`, if it is refused."""
     from transformers import AutoConfig
 
     try:

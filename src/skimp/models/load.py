@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from skimp.errors import LoadError
-from skimp.models import checks, demo, folder, gguf, hub, random_weights, shapes
+from skimp.models import checks, demo, folder, gguf, hub, random_weights, shapes, streaming
 from skimp.models.placement import (
     available_bytes,
     default_dtype,
@@ -47,6 +47,8 @@ class Loaded:
     """As the caller gave it."""
     plan: Plan | None = None
     """The plan that a folder written by skimp was made by."""
+    streamed: bool = False
+    """The layers' weights are read from their files whenever they are used."""
 
 
 def load(
@@ -57,6 +59,7 @@ def load(
     seed: int = 0,
     progress: Progress = SILENT,
     trust_remote_code: bool = False,
+    stream: bool | None = False,
 ) -> Loaded:
     """Load a causal language model.
 
@@ -72,6 +75,8 @@ def load(
         seed: of random weights, unless the source names its own.
         progress: told of conversions and downloads.
         trust_remote_code: run Python code that comes with the model. Off unless asked for.
+        stream: leave the layers' weights in their files and read them whenever they are used, which
+            is slow but needs little memory; None: if the model does not fit otherwise.
 
     Raises:
         LoadError: one sentence that says what is wrong with which file or argument, and the remedy.
@@ -80,32 +85,65 @@ def load(
     number = resolve_dtype(dtype, place)
     with quiet():
         if source.startswith("random:"):
+            if stream:
+                raise LoadError(
+                    f"{source} has no files to read its weights from; leave streaming out, or "
+                    "write it to a folder first (skimp.models.random_weights.write)."
+                )
             return _random(source, number, place, seed, progress)
         try:
             where, name = _locate(source, progress, trust_remote_code)
-            return _from_folder(source, where, name, number, place, trust_remote_code)
+            given = _Given(source, number, place, trust_remote_code, stream, progress)
+            return _from_folder(given, where, name)
         except OSError as error:
             raise LoadError(f"{source} cannot be read ({error.strerror or error}).") from error
 
 
-def _from_folder(
-    source: str,
-    where: Path,
-    name: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    trust_remote_code: bool,
-) -> Loaded:
+@dataclass(frozen=True)
+class _Given:
+    """What `load` was asked for."""
+
+    source: str
+    dtype: torch.dtype
+    device: torch.device
+    trust_remote_code: bool
+    stream: bool | None
+    progress: Progress
+
+
+def _from_folder(given: _Given, where: Path, name: str) -> Loaded:
+    trust = given.trust_remote_code
     config = checks.check_folder(where)
     if "skimp" in config:
-        return _load_planned(source, where, dtype, device)
-    checks.check_config(config, name, trust_remote_code=trust_remote_code)
+        if given.stream:
+            raise LoadError(
+                f"{where} holds a planned model, which is not streamed; leave that out."
+            )
+        return _load_planned(given.source, where, given.dtype, given.device)
+    checks.check_config(config, name, trust_remote_code=trust)
     if not (where / PLAN).is_file():
         checks.require_tokenizer(where)
-    model = folder.load_model(
-        where, dtype=dtype, device=device, trust_remote_code=trust_remote_code, name=name
+    streamed = _streams(given, where, name)
+    loader = streaming.load_streamed if streamed else folder.load_model
+    model = loader(
+        where, dtype=given.dtype, device=given.device, trust_remote_code=trust, name=name
     )
-    return Loaded(_ready(model), _tokenizer(where, trust_remote_code), source)
+    return Loaded(_ready(model), _tokenizer(where, trust), given.source, streamed=streamed)
+
+
+def _streams(given: _Given, where: Path, name: str) -> bool:
+    """Whether the layers' weights are to stay in their files; says so if nobody asked for it."""
+    if given.stream is not None:
+        return given.stream
+    needed = checks.count_weights(where) * given.dtype.itemsize
+    free = available_bytes(given.device)
+    if needed <= free:
+        return False
+    given.progress.note(
+        f"{name} needs {gigabytes(needed)} of memory and {gigabytes(free)} are free, so its layers "
+        "are read from their files whenever they are used, which takes longer."
+    )
+    return True
 
 
 def _load_planned(source: str, where: Path, dtype: torch.dtype, device: torch.device) -> Loaded:

@@ -6,7 +6,9 @@ Layout: https://huggingface.co/docs/safetensors, eight bytes of length, a JSON t
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 from skimp.errors import LoadError
 
@@ -14,8 +16,22 @@ _LONGEST = 100_000_000  # the format's own limit
 _POINTER = b"version https://git-lfs"
 
 
-def read(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in the file, without reading any data.
+class Stored(NamedTuple):
+    """A tensor in a file: its number format as the file calls it (BF16, F32 …), its shape, and the
+    byte of the file that it begins at."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def read(path: Path) -> dict[str, Stored]:
+    """Return what tensors the file holds, without reading any data.
 
     Raises:
         LoadError: the file is no safetensors file, is truncated, or is a Git LFS pointer.
@@ -32,7 +48,15 @@ def read(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         table = json.loads(text)
         table.pop("__metadata__", None)
-        shapes = {name: tuple(entry["shape"]) for name, entry in table.items()}
+        found = {
+            name: Stored(
+                str(entry.get("dtype")),
+                tuple(entry["shape"]),
+                path,
+                8 + length + entry["data_offsets"][0],
+            )
+            for name, entry in table.items()
+        }
         end = max((entry["data_offsets"][1] for entry in table.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise LoadError(f"{path} is not a safetensors file; its header cannot be read.") from None
@@ -41,4 +65,4 @@ def read(path: Path) -> dict[str, tuple[int, ...]]:
             f"{path} is truncated or damaged ({size} bytes instead of {8 + length + end}); "
             "download it again."
         )
-    return shapes
+    return found

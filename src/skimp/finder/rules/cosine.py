@@ -36,22 +36,22 @@ def block_influence(problem: Problem) -> Ruling:
 def _turns(replay: Replay) -> list[dict[str, float]]:
     """Mean over tokens of 1 - cos(x, x + branch(x)) a sublayer, and of the same a layer; fp32."""
     sums: list[dict[str, float]] = [{} for _ in replay.layers]
-    tokens = 0
-    for batch, hidden in enumerate(replay.entry):
-        real = replay.batches[batch].real
-        tokens += replay.batches[batch].tokens
-
-        def turn(before: Tensor, after: Tensor, real: Tensor = real) -> float:
-            pair = before[real].float(), after[real].float()
-            return float((1 - torch.cosine_similarity(*pair, dim=-1)).sum())
-
-        for index in range(len(replay.layers)):
-            traces, after = replay.watch(index, KINDS, hidden, batch)
-            _add(sums[index], "layer", turn(hidden, after))
+    tokens = sum(batch.tokens for batch in replay.batches)
+    states = list(replay.entry)
+    for index in range(len(replay.layers)):
+        for number, hidden in enumerate(states):
+            real = replay.batches[number].real
+            traces, states[number] = replay.watch(index, KINDS, hidden, number)
+            _add(sums[index], "layer", _turn(hidden[real], states[number][real]))
             for kind, trace in traces.items():
-                _add(sums[index], kind, turn(trace.state, trace.state + trace.output))
-            hidden = after
+                before = trace.state[real]
+                _add(sums[index], kind, _turn(before, before + trace.output[real]))
     return [{name: total / tokens for name, total in each.items()} for each in sums]
+
+
+def _turn(before: Tensor, after: Tensor) -> float:
+    """Sum over rows [n, d] of 1 - cosine, in fp32."""
+    return float((1 - torch.cosine_similarity(before.float(), after.float(), dim=-1)).sum())
 
 
 def _add(sums: dict[str, float], name: str, value: float) -> None:

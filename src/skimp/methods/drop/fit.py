@@ -32,13 +32,15 @@ def fit_alone(
     states = list(replay.entry)
     with progress.task(f"fitting {fill} to each sublayer", len(replay.layers)) as step:
         for index in range(len(replay.layers)):
-            moments = {kind: Moments() for kind in KINDS if (index, kind) in wanted}
+            kinds: list[Kind] = [kind for kind in KINDS if (index, kind) in wanted]
+            moments: dict[Kind, Moments] = {kind: Moments() for kind in kinds}
             for batch, hidden in enumerate(states):
                 real = replay.batches[batch].real
                 traces, states[batch] = replay.watch(index, moments, hidden, batch)
                 for kind, trace in traces.items():
                     moments[kind].add(trace.input[real], trace.output[real])
-            fitted |= {(index, kind): solve_fill(each, fill) for kind, each in moments.items()}
+            for kind, each in moments.items():
+                fitted[index, kind] = solve_fill(each, fill)
             step()
     return fitted
 
