@@ -28,7 +28,7 @@ def texts() -> list[Tensor]:
 
 def long_documents() -> list[Tensor]:
     random = torch.Generator().manual_seed(3)
-    return [torch.randint(2, families.VOCABULARY, (40,), generator=random) for _ in range(6)]
+    return [torch.randint(2, families.VOCABULARY, (30,), generator=random) for _ in range(6)]
 
 
 def stage_of(model: nn.Module) -> tuple[Stage, list[Choice]]:

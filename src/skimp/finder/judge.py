@@ -25,17 +25,24 @@ from skimp.progress import SILENT, Progress
 _TOGETHER = 8  # windows of a pass
 
 
+def bare(plan: Plan) -> Plan:
+    """The plan without repairs: refitting output maps takes far more text than fills do."""
+    for name in ("drop", "experts"):
+        section = plan.sections.get(name)
+        if section is not None and section.get("repair", "none") != "none":
+            plan = plan.with_section(name, {**section, "repair": "none"})
+    return plan
+
+
 def fit(
-    model: nn.Module,
-    plan: Plan,
-    calibration: Calibration,
-    *,
-    tokens: int | None = FITTING,
-    progress: Progress = SILENT,
+    model: nn.Module, plan: Plan, calibration: Calibration, *, progress: Progress = SILENT
 ) -> Plan:
-    """The plan fitted on about so many tokens (None: all)."""
-    if tokens is not None and tokens < calibration.tokens:
-        documents = calibration.sample(tokens, calibration.seed)
+    """The plan fitted: on all of the text if it repairs, else on about FITTING tokens.
+
+    On a few thousand tokens repairs do more harm than good (docs/log.md).
+    """
+    if plan == bare(plan) and calibration.tokens > FITTING:
+        documents = calibration.sample(FITTING, calibration.seed)
         kinds = calibration.kinds[: len(documents)]
         calibration = Calibration(tuple(documents), kinds, calibration.source, calibration.seed)
     return fit_plan(model, plan, calibration, progress=progress)

@@ -33,7 +33,7 @@ _LEAST_FACTOR, _TINY = 0.1, 1e-9
 _BEHIND = 1.3  # times the harm of another group, at all anchors: given up
 _CHANGES = 6  # sublayers that one exchange may touch
 # What refitted output maps leave of the harm that plans do without (docs/log.md).
-_REPAIRED = 0.65
+REPAIRED = 0.65
 
 Factors = dict[tuple[str, Kind], float]
 
@@ -205,7 +205,6 @@ class Ladder:
             for place, own in menu.savings.items()
         }
         found = pick(harms, menu.savings, _saving(menu, speed))
-        # Only one attention sublayer less than all may go (positions come from a cache).
         return None if found is None else _with_attention(found, self.foretold, menu)
 
     def _harm(self, choice: Choice | None, factors: Factors) -> float:
@@ -224,12 +223,13 @@ def _saving(menu: Menu, speed: float) -> float:
 
 def _expected(joint: float, group: str) -> float:
     """Harm once output maps are refitted, where they are."""
-    return joint * (1.0 if group == "prompt" else _REPAIRED)
+    return joint * (1.0 if group == "prompt" else REPAIRED)
 
 
 def _with_attention(
     chosen: dict[Place, Choice], foretold: Foretold, menu: Menu
 ) -> dict[Place, Choice]:
+    """The choices, one attention sublayer at least left in: positions come from its cache."""
     gone = [
         place for place, each in chosen.items() if place[1] == "attention" and each.offer == "drop"
     ]

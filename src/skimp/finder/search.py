@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -12,11 +12,11 @@ from torch import nn
 from skimp.finder.budget import Budget
 from skimp.finder.choices import plan_of
 from skimp.finder.clock import Clock, measure_prices
-from skimp.finder.judge import quality
-from skimp.finder.ladder import SPEEDS, Ladder, Rung
+from skimp.finder.judge import bare, quality
+from skimp.finder.ladder import REPAIRED, SPEEDS, Ladder, Rung
 from skimp.finder.menu import Menu
 from skimp.finder.prices import Bytes
-from skimp.finder.select import Selection, select
+from skimp.finder.select import Selection, affordable, select
 from skimp.finder.state import State
 from skimp.finder.texts import Texts
 from skimp.finder.workers import Job, Sums
@@ -30,6 +30,7 @@ from skimp.workload import Workload
 Costs = Literal["measured", "bytes"]
 Entry = dict[str, Any]
 Shown = Callable[[Sequence[tuple[float, float]], Sequence[tuple[str, float, float]]], None]
+_LOSS = 0.6  # loss on held-out text, as a share of the joint harm on the choosing text
 _SPARE = 1.02  # a plan for a wanted speed is foretold to be so much faster, so that it holds
 
 
@@ -97,8 +98,9 @@ class Search:
         """Search; `rules` are named plans, made when asked for, to set beside the frontier."""
         self._entries = [self._dense()]
         rungs = self._climb()
-        self._judge(rungs)
+        self._judge([(bare(plan_of(rung.chosen, self._anatomy)), rung) for rung in rungs])
         self._time()
+        self._repair(rungs)
         self._add_rules(rules)
         _mark_frontier(self._entries)
         self._entries.sort(key=lambda entry: entry["number"])
@@ -150,16 +152,48 @@ class Search:
         ]
         return sorted({*SPEEDS, *asked})
 
-    def _judge(self, rungs: Sequence[Rung]) -> None:
-        """Fit every rung's plan, and judge it."""
+    def _judge(self, plans: Sequence[tuple[Plan, Rung]], name: str = "finder") -> None:
+        """Fit plans, and judge them."""
         jobs: list[Job] = []
         entries: list[Entry] = []
-        for rung in rungs:
-            plan = plan_of(rung.chosen, self._anatomy)
-            entries.append(self._entry(plan, "finder", "finder", rung))
+        for plan, rung in plans:
+            entries.append(self._entry(plan, "finder", name, rung))
             jobs.append(self._job(plan, entries[-1]))
             self._entries.append(entries[-1])
         self._run_jobs(jobs, entries)
+
+    def _repair(self, rungs: Sequence[Rung]) -> None:
+        """Judge the plans that the budget is about once more, their output maps refitted.
+
+        That takes all of the text and minutes a plan, so it is done for one or two. Which ones is
+        not told from the judging text, of which the promise is made.
+        """
+        plans = {id(rung): plan_of(rung.chosen, self._anatomy) for rung in rungs}
+        able = [rung for rung in rungs if plans[id(rung)] != bare(plans[id(rung)])]
+        wanted = self._near(able)
+        repaired = [
+            (plans[id(rung)], replace(rung, joint=rung.joint * REPAIRED)) for rung in wanted
+        ]
+        self._judge(repaired, "finder, repaired")
+        self._time()
+
+    def _near(self, rungs: Sequence[Rung]) -> list[Rung]:
+        """The rungs at the edge of the budget, repairs reckoned in."""
+        budget = self._wanted.budget
+        if not budget.limits or self._late():
+            return []
+        ordered = sorted(rungs, key=lambda rung: rung.joint)
+        if budget.quality:
+            most = min(limit.value for limit in budget.quality) / (REPAIRED * _LOSS)
+            within = [rung for rung in ordered if rung.joint <= most]
+            return [*within[-1:], *ordered[len(within) : len(within) + 1]]
+        timed = {entry["file"]: entry["speedup"] for entry in self._entries}
+        for rung in ordered:
+            plan = plan_of(rung.chosen, self._anatomy)
+            entry = self._entry(plan, "finder", "", rung)
+            if affordable(budget, entry | {"speedup": timed.get(_file_of(bare(plan)))}):
+                return [rung]
+        return []
 
     def _run_jobs(self, jobs: Sequence[Job], entries: Sequence[Entry]) -> None:
         waiting = [
@@ -245,7 +279,7 @@ class Search:
         if rung is not None and self._wanted.costs == "measured":
             foretold = self._menu.speedup(rung.chosen)
         return {
-            "number": len(self._entries),
+            "number": 1 + max((entry["number"] for entry in self._entries), default=-1),
             "source": source,
             "name": name,
             "file": _file_of(plan),

@@ -50,7 +50,7 @@ def _best(
     """The plan of least loss among those that keep the limits on cost."""
     ranked = sorted(found, key=lambda entry: (entry["loss_difference"], entry["number"]))
     for entry in ranked:
-        if not _affordable(budget, entry):
+        if not affordable(budget, entry):
             continue
         reason = _slower(entry, again)
         if reason is not None:
@@ -76,7 +76,7 @@ def _fastest(
     good = order[: passed.last + 1] if passed.last is not None else []
     ranked = sorted(good, key=lambda entry: (-_speed(entry), entry["number"]))
     for entry in ranked:
-        if not _affordable(budget, entry):
+        if not affordable(budget, entry):
             continue
         reason = _slower(entry, again)
         if reason is not None:
@@ -87,7 +87,8 @@ def _fastest(
     return _none(budget, found, withheld, passed, order)
 
 
-def _affordable(budget: Budget, entry: Entry) -> bool:
+def affordable(budget: Budget, entry: Entry) -> bool:
+    """Whether an entry keeps the limits on speed and memory."""
     return all(limit.holds(_value(limit, entry)) for limit in budget.cost)
 
 

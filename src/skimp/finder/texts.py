@@ -16,7 +16,7 @@ from skimp.errors import CalibrationError
 
 WINDOW, LEAST, PROMPT = 128, 24, 5 / 8  # tokens of a window, at least; the prompt's share of it
 CHOOSING, JUDGING = 16, 48  # windows
-FITTING = 8192  # tokens that plans of the frontier are fitted on
+FITTING = 4096  # tokens that plans of the frontier are fitted on
 
 
 @dataclass(frozen=True)
