@@ -28,7 +28,7 @@ def texts() -> list[Tensor]:
 
 def long_documents() -> list[Tensor]:
     random = torch.Generator().manual_seed(3)
-    return [torch.randint(2, families.VOCABULARY, (30,), generator=random) for _ in range(6)]
+    return [torch.randint(2, families.VOCABULARY, (30,), generator=random) for _ in range(5)]
 
 
 def stage_of(model: nn.Module) -> tuple[Stage, list[Choice]]:
@@ -41,7 +41,7 @@ def stage_of(model: nn.Module) -> tuple[Stage, list[Choice]]:
         prepared[name] = offer.prepare(fitting, anatomy, own, SILENT)
         choices += own
     replay = Replay(model, pack(texts()))
-    scoring = Scoring(even=6 * (LENGTH - PROMPT), far=0, skip=PROMPT - 1)
+    scoring = Scoring(even=5 * (LENGTH - PROMPT), far=0, skip=PROMPT - 1)
     return Stage(replay, Harm(replay, scoring=scoring), PROMPT, prepared), choices
 
 
@@ -87,7 +87,7 @@ def test_narrower_on_the_stage_is_narrower_in_the_plan(name: str) -> None:
     section = {**offers()["narrow"].sections([choice], anatomy)["experts"], "repair": "none"}
     plan = plan_of({}, anatomy).with_section("experts", section)
     text = tiny.calibration()
-    text = type(text)(tuple(long_documents()), ("random",) * 6, "random")
+    text = type(text)(tuple(long_documents()), ("random",) * 5, "random")
     plan = fit_plan(model, plan, text)
     with apply(model, plan):
         replay = Replay(model, pack(texts()))

@@ -14,6 +14,7 @@ import typer
 
 from skimp.cli import frontier_table
 from skimp.cli.common import Run, require_tokenizer
+from skimp.cli.planning import describe
 from skimp.errors import SkimpError
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def search(
     result = {**run.loaded_header(loaded, anatomy, None), "search": found.search}
     write_json(folder / _RESULT, result)
     plan = _hand_out(found, folder, out)
-    document = {**run.loaded_header(loaded, anatomy, plan), "search": found.search}
+    document = _document(run, loaded, plan, found, texts, workload)
     _show(run, found, folder, out if plan is not None else None)
     run.finish(document)
 
@@ -252,6 +253,32 @@ def _write(
     return plan
 
 
+def _document(
+    run: Run,
+    loaded: Loaded,
+    plan: Plan | None,
+    found: Found,
+    texts: Texts,
+    workload: Workload,
+) -> dict[str, Any]:
+    """The verb's document; without a chosen plan it is about the dense model."""
+    from skimp.models.anatomy import Anatomy
+    from skimp.plan import Plan
+
+    facts: dict[str, Any] = {
+        "rule": None,
+        "harm": "kl",
+        "calibration_loss": None,
+        "seconds": found.search["seconds"],
+        "path": [],
+        "importance": {},
+        "calibration": texts.fitting.to_dict(),
+        "spread": None,
+    }
+    told = plan or Plan.empty(Anatomy.of(loaded.model))
+    return {**describe(run, loaded, told, facts, workload), "search": found.search}
+
+
 def _texts(
     run: Run, loaded: Loaded, calibration: Path | None, held_out: Path | None, state: Any
 ) -> Texts:
@@ -284,7 +311,7 @@ def _rules(loaded: Loaded, text: Calibration, run: Run) -> list[tuple[str, Calla
     layers = anatomy.dense_layers
 
     def drop(rule: str, part: str, share: float) -> Plan:
-        counts: dict[str, Any] = {f"drop_{part}": round(share * layers)}
+        counts: dict[str, Any] = {f"drop_{part}": max(1, round(share * layers))}
         return choose(
             loaded.model,
             loaded.tokenizer,

@@ -140,24 +140,35 @@ class Ladder:
         return foretell(self._stage, self.menu.choices, seed=self._seed, progress=self._progress)
 
     def _rung(self, group: str, speed: float) -> dict[str, Any] | None:
-        chosen = self._pick(group, speed, self._factors_near(group, speed))
-        if chosen is None:
-            return None
-        return _plain_rung(chosen, self._sum(chosen, {}), self._stage.harm_of(chosen))
+        """The better of the picks with and without correction, which measuring decides."""
+        tried: dict[frozenset[Choice], tuple[float, dict[Place, Choice]]] = {}
+        for factors in ({}, self._factors_near(group, speed)):
+            chosen = self._pick(group, speed, factors)
+            if chosen is None:
+                return None
+            key = frozenset(chosen.values())
+            if key not in tried:
+                tried[key] = self._stage.harm_of(chosen), chosen
+        joint, chosen = min(tried.values(), key=lambda each: each[0])
+        return _plain_rung(chosen, self._sum(chosen, {}), joint)
 
     def _correction(self, group: str, speed: float) -> dict[str, Any] | None:
-        """Factors at which the best choices at a speed stay what they are, or nearly."""
+        """The factors that led to the least joint harm at a speed, and that harm."""
         factors: Factors = {}
-        chosen, seen = self._pick(group, speed, factors), []
-        joint = 0.0
-        while chosen is not None and chosen not in seen and len(seen) < _ROUNDS:
+        best: tuple[float, Factors] | None = None
+        seen: list[Chosen] = []
+        while len(seen) < _ROUNDS:
+            chosen = self._pick(group, speed, factors)
+            if chosen is None or chosen in seen:
+                break
             seen.append(chosen)
             joint = self._stage.harm_of(chosen)
+            if best is None or joint < best[0]:
+                best = joint, factors
             factors = self._factors(chosen, joint)
-            chosen = self._pick(group, speed, factors)
-        if not seen:
+        if best is None:
             return None
-        return {"factors": [[*name, value] for name, value in factors.items()], "joint": joint}
+        return {"factors": [[*name, value] for name, value in best[1].items()], "joint": best[0]}
 
     def _factors_near(self, group: str, speed: float) -> Factors:
         known = self._corrections.get(group)
@@ -210,7 +221,8 @@ class Ladder:
     def _harm(self, choice: Choice | None, factors: Factors) -> float:
         if choice is None:
             return 0.0
-        factor = factors.get((choice.offer, choice.kind), 1.0)
+        # What was not among the choices may do as much harm in company as any of them.
+        factor = factors.get((choice.offer, choice.kind), max(factors.values(), default=1.0))
         return factor * self.foretold[choice.place][choice]
 
     def _sum(self, chosen: Chosen, factors: Factors) -> float:

@@ -10,6 +10,13 @@ from skimp.finder.workers import Sums
 
 Entry = Mapping[str, Any]
 Again = Callable[[int], tuple[float, tuple[float, float]]]
+_FIELDS = {
+    "bytes": "byte_bound",
+    "memory": "memory",
+    "kv": "kv",
+    "loss": "loss_difference",
+    "kl": "kl",
+}
 _SLOWER = 0.95  # of what was promised: a plan that is slower when timed again is not handed out
 
 
@@ -95,13 +102,7 @@ def affordable(budget: Budget, entry: Entry) -> bool:
 def _value(limit: Limit, entry: Entry) -> float:
     if limit.name == "speedup":
         return _speed(entry)
-    return {
-        "bytes": entry["byte_bound"],
-        "memory": entry["memory"],
-        "kv": entry["kv"],
-        "loss": entry["loss_difference"],
-        "kl": entry["kl"],
-    }[limit.name]
+    return entry[_FIELDS[limit.name]]
 
 
 def _speed(entry: Entry) -> float:

@@ -56,6 +56,7 @@ class Stage:
         self._seen: dict[Place, Seen] | None = None
         self._entered: dict[Place, Tensor] = {}
         self._handles: list[Any] = []
+        self._texts = 0  # of the batch under way
         self._wiring = _wiring(replay.model)
         self.chosen: dict[Place, Choice] = {}
         self._states: list[list[Tensor]] = [[entry] for entry in replay.entry]
@@ -104,7 +105,7 @@ class Stage:
 
     def watch(self, layer: int, hidden: Tensor, batch: int) -> tuple[Tensor, dict[Place, Seen]]:
         """Run a layer with gradients, from `hidden` [B, S, d]; what its sublayers met."""
-        self._trial, self._seen = self.chosen, {}
+        self._trial, self._seen, self._texts = self.chosen, {}, len(hidden)
         try:
             out = self.replay.differentiable(layer, hidden, batch)
             return out, self._seen
@@ -144,6 +145,7 @@ class Stage:
         """The states with those behind every layer from `start` on added."""
         for index in range(start, len(self.replay.layers)):
             for batch, kept in enumerate(states):
+                self._texts = len(kept[-1])
                 kept.append(self.replay.layer(index, kept[-1], batch))
         return states
 
@@ -172,8 +174,7 @@ class Stage:
 
     def _thin(self, place: Place, z: Tensor) -> Tensor:
         shape = z.shape
-        z = z.reshape(*self._entered[place].shape[:-1], shape[-1])  # OPT's has tokens in a row
-        z = z.view(len(self._entered[place]), -1, shape[-1]) if z.dim() > 2 else z
+        z = self._by_text(z)
         if self._seen is not None:
             self._seen.setdefault(place, Seen()).neurons = z.detach()
         choice = self._trial.get(place)
@@ -182,6 +183,10 @@ class Stage:
         offer = offers()[choice.offer]
         thinning = offer.thinning([choice], z, self.prompt, self._prepared[offer.name])
         return thinned(z, thinning).reshape(shape)
+
+    def _by_text(self, values: Tensor) -> Tensor:
+        """Values [B, S, n]; OPT's FF takes the tokens of all texts in one row."""
+        return values.reshape(self._texts, -1, values.shape[-1])
 
     def _mapped(self, place: Place, output: Tensor) -> Tensor:
         if self._seen is None:
@@ -200,7 +205,8 @@ class Stage:
             return found
         seen = self._seen.setdefault(place, Seen())
         probe = torch.zeros_like(found, requires_grad=True)
-        seen.entered, seen.left, seen.at_end = entered.detach(), output.detach(), probe
+        seen.at_end = probe
+        seen.entered, seen.left = self._by_text(entered.detach()), self._by_text(output.detach())
         return found + probe
 
 

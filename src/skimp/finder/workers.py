@@ -72,23 +72,36 @@ def workers(
     Raises:
         SkimpError: Ray is asked for and not installed, or cannot be reached.
     """
-    made: list[Any] = []  # at the first job: until then the machine is the search's
+    # Both are made at the first job: until then the machine is the search's.
+    pool, own = (
+        _Late(lambda: _ray_pool(number, site, ray) if ray else _pool(number, site)),
+        _Late(here),
+    )
 
     def do(jobs: Sequence[Job]) -> Iterator[Sums]:
-        if not jobs:
-            return iter(())
-        if ray is None and number == 1:
-            made[:] = made or [here()]
-            return map(made[0], jobs)
-        made[:] = made or [_ray_pool(number, site, ray) if ray else _pool(number, site)]
-        return made[0].imap(_work, jobs)
+        # One job alone is done here: a worker would have a part of the threads only.
+        if ray is None and (number == 1 or len(jobs) == 1):
+            return map(own(), jobs) if jobs else iter(())
+        return pool().imap(_work, jobs) if jobs else iter(())
 
     try:
         yield do
     finally:
-        if made and (ray is not None or number > 1):
-            made[0].terminate()
-            made[0].join()
+        if pool.made is not None:
+            pool.made.terminate()
+            pool.made.join()
+
+
+class _Late:
+    """Something that is made when it is first asked for."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self.made = make, None
+
+    def __call__(self) -> Any:
+        if self.made is None:
+            self.made = self._make()
+        return self.made
 
 
 def _pool(number: int, site: Site) -> Any:

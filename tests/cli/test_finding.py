@@ -1,0 +1,151 @@
+"""`skimp plan --budget` and `--pick`, on a tiny model and by bytes: no clock has a say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.conftest import TEXT, Skimp, complaint, read
+
+from skimp.finder.ladder import Ladder
+from skimp.finder.workers import Job
+from skimp.plan import Plan
+
+COMMON = ("--costs", "bytes", "--workload", "32+24", "--workers", "1")
+
+
+@pytest.fixture
+def long_text(tmp_path: Path) -> Path:
+    path = tmp_path / "long.txt"
+    path.write_text(TEXT * 90)
+    return path
+
+
+def search(skimp: Skimp, folder: Path, text: Path, out: str, *words: Any, code: int = 0) -> Any:
+    common = (*COMMON, "--calibration", text, "--out", out)
+    return skimp("plan", folder, *common, *words, code=code)
+
+
+def test_a_plan_for_a_budget(skimp: Skimp, folder: Path, long_text: Path, tmp_path: Path) -> None:
+    words = ("--budget", "bytes>=1.2x", "--json", "p.json")
+    result = search(skimp, folder, long_text, "p.yaml", *words)
+    found = read(tmp_path / "p.json")["search"]
+    plans = {entry["number"]: entry for entry in found["plans"]}
+    assert plans[0]["source"] == "dense"
+    chosen = plans[found["chosen"]]
+    assert chosen["byte_bound"] >= 1.2
+    fast = [e for e in plans.values() if e["source"] == "finder" and e["byte_bound"] >= 1.2]
+    assert chosen["loss_difference"] == min(entry["loss_difference"] for entry in fast)
+    plan = Plan.read(tmp_path / "p.yaml")
+    assert plan.evidence["search"]["byte_bound"] == chosen["byte_bound"]
+    assert all(entry["speedup"] is None for entry in plans.values() if entry["number"])
+    assert found["complete"] and "p.yaml" in result.stdout
+    skimp("generate", folder, "the", "--plan", "p.yaml", "--max-new-tokens", "2")
+
+
+def test_one_seed_gives_one_plan(
+    skimp: Skimp,
+    folder: Path,
+    long_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Byte for byte; also if it was interrupted on the way, twice, and went on."""
+    words = ("--budget", "bytes>=1.15x")
+    search(skimp, folder, long_text, "a.yaml", *words)
+    best, calls = Ladder.best, []
+
+    def interrupted(self: Ladder, speed: float) -> Any:
+        calls.append(speed)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return best(self, speed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ladder, "best", interrupted)
+        search(skimp, folder, long_text, "b.yaml", *words, code=130)
+    assert not (tmp_path / "b.yaml").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("skimp.finder.workers.fit", _stopping_fit())
+        search(skimp, folder, long_text, "b.yaml", *words, code=130)
+    assert not (tmp_path / "b.yaml").exists()
+    search(skimp, folder, long_text, "b.yaml", *words)
+    first, second = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "ab")
+    assert first == second
+    texts = [(tmp_path / f"{name}.yaml").read_text() for name in "ab"]
+    assert texts[0].replace("a.safetensors", "b.safetensors") == texts[1]
+
+
+def _stopping_fit() -> Any:
+    from skimp.finder.judge import fit
+
+    done: list[Job] = []
+
+    def stops(model: Any, plan: Plan, *rest: Any, **more: Any) -> Plan:
+        done.append(Job(Path(), Path()))
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return fit(model, plan, *rest, **more)
+
+    return stops
+
+
+def test_pick(skimp: Skimp, folder: Path, long_text: Path, tmp_path: Path) -> None:
+    result = search(skimp, folder, long_text, "p.yaml", "--search", "--json", "p.json")
+    assert "--pick N" in result.stdout and not (tmp_path / "p.yaml").exists()
+    plans = read(tmp_path / "p.json")["search"]["plans"]
+    number = plans[3]["number"]
+    words = ("--pick", str(number), "--state", "p.search", "--out", "mine.yaml")
+    skimp("plan", folder, *words)
+    picked = Plan.read(tmp_path / "mine.yaml")
+    assert {k: dict(v) for k, v in picked.sections.items()} == plans[3]["sections"]
+    again = ("--pick", "999", "--state", "p.search", "--out", "mine.yaml")
+    assert "there is no plan 999" in complaint(skimp("plan", folder, *again, code=2))
+
+
+def test_an_impossible_budget_gets_the_nearest_plan(
+    skimp: Skimp, folder: Path, long_text: Path, tmp_path: Path
+) -> None:
+    words = ("--budget", "bytes>=30x", "--json", "p.json")
+    result = search(skimp, folder, long_text, "p.yaml", *words)
+    assert "the nearest is number" in " ".join(result.stdout.split())
+    assert read(tmp_path / "p.json")["search"]["chosen"] is None
+    assert not (tmp_path / "p.yaml").exists()
+
+
+def test_rules_stand_beside_the_frontier(
+    skimp: Skimp, folder: Path, long_text: Path, tmp_path: Path
+) -> None:
+    words = ("--search", "--compare", "--json", "p.json")
+    search(skimp, folder, long_text, "p.yaml", *words)
+    plans = read(tmp_path / "p.json")["search"]["plans"]
+    names = {entry["name"] for entry in plans if entry["source"] == "rule"}
+    assert {"last, attention 25%", "cosine, attention 50%", "GRIFFIN 0.5"} <= names
+    assert all(entry["kl"] >= 0 for entry in plans)
+    skimp("report", "--plan", "p.json", "--out", "r.html")
+    assert "Frontier" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint_of"),
+    [
+        (("--budget", "los<=1%"), "did you mean 'loss'"),
+        (("--budget", "speedup>=1.2x"), "--costs bytes"),
+        (("--budget", "loss<=1%", "--drop-attention", "2"), "the search chooses by itself"),
+        (("--search", "--time", "0"), "--time"),
+        (("--search", "--held-out", "none.txt"), "no file none.txt"),
+        (("--search", "--costs", "money"), "none of measured, bytes"),
+        (("--pick", "1"), "holds no finished search"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    skimp: Skimp, folder: Path, long_text: Path, words: tuple[str, ...], complaint_of: str
+) -> None:
+    result = search(skimp, folder, long_text, "p.yaml", *words, code=2)
+    assert complaint_of in complaint(result)
+
+
+def test_too_little_text_is_refused(skimp: Skimp, folder: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text(TEXT * 4)
+    result = search(skimp, folder, short, "p.yaml", "--search", code=2)
+    assert "longer text" in complaint(result)
