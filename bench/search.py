@@ -86,9 +86,8 @@ def speeds(source: str, folder: Path, number: int) -> dict[str, Any]:
         with Ladder(loaded.model, menu, texts, state, 0) as ladder:
             ladder.groups = ["calibrated"]
             for _ in range(number // len(WORKLOADS)):
-                rung = ladder.best(round(draw.uniform(1.05, 1.7), 3))
-                if rung is not None:
-                    chosen.append(rung.chosen)
+                rungs = ladder.rungs(round(draw.uniform(1.05, 1.7), 3))
+                chosen += [rung.chosen for rung in rungs]
         clock = Clock(loaded.model, workload)
         for choices in chosen:
             plan = fit(loaded.model, bare(plan_of(choices, menu.anatomy)), texts.fitting)

@@ -52,16 +52,16 @@ def test_one_seed_gives_one_plan(
     """Byte for byte; also if it was interrupted on the way, twice, and went on."""
     words = ("--budget", "bytes>=1.15x")
     search(skimp, folder, long_text, "a.yaml", *words)
-    best, calls = Ladder.best, []
+    rungs, calls = Ladder.rungs, []
 
     def interrupted(self: Ladder, speed: float) -> Any:
         calls.append(speed)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return best(self, speed)
+        return rungs(self, speed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ladder, "best", interrupted)
+        patch.setattr(Ladder, "rungs", interrupted)
         search(skimp, folder, long_text, "b.yaml", *words, code=130)
     assert not (tmp_path / "b.yaml").exists()
     with monkeypatch.context() as patch:

@@ -51,18 +51,6 @@ def test_nothing_does_less_harm(given: tuple[Table, Table, float]) -> None:
     assert harm == pytest.approx(least, abs=1e-3 * max(1, abs(least)))
 
 
-def test_only_so_many_changes_are_made() -> None:
-    choices = [Choice(layer, "ffn", "drop", "a") for layer in range(4)]
-    harms: Table = {c.place: {None: 0.0, c: 1.0 + c.layer} for c in choices}
-    savings: Table = {c.place: {None: 0.0, c: 1.0} for c in choices}
-    near = {c.place: c for c in choices[2:]}
-    free = pick(harms, savings, 2)
-    assert free is not None and set(free) == {c.place for c in choices[:2]}
-    held = pick(harms, savings, 2, near=near, changes=2)
-    assert held is not None and len(set(held) & set(near)) == 1
-    assert pick(harms, savings, 2, near=near, changes=0) == near
-
-
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     choices = [Choice(layer, "ffn", "drop", "a") for layer in range(30)]
     harms: Table = {c.place: {None: 0.0, c: 1.0 + (c.layer * 7 % 11)} for c in choices}

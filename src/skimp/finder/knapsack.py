@@ -11,27 +11,19 @@ from contextlib import contextmanager
 import numpy as np
 
 from skimp.errors import NEEDS_SCIPY, SkimpError
-from skimp.finder.choices import Choice, Chosen
+from skimp.finder.choices import Choice
 from skimp.methods.in_order import Place
 
 Values = Mapping[Place, Mapping[Choice | None, float]]
 _GAP = 1e-4  # of the optimum, that is not looked for further
 
 
-def pick(
-    harms: Values,
-    savings: Values,
-    wanted: float,
-    *,
-    near: Chosen | None = None,
-    changes: int = 0,
-) -> dict[Place, Choice] | None:
+def pick(harms: Values, savings: Values, wanted: float) -> dict[Place, Choice] | None:
     """The choices of least harm that save `wanted` in all; None if nothing saves so much.
 
     Args:
         harms, savings: by place and choice, None being the sublayer as it is; what both do not
             name cannot be chosen.
-        near: choices of which at most so many `changes` may be made.
 
     Raises:
         SkimpError: scipy is not installed.
@@ -59,9 +51,6 @@ def pick(
         LinearConstraint(ones, 1, 1),
         LinearConstraint(saved[None] / scale, wanted / scale, np.inf),
     ]
-    if near is not None:
-        same = np.array([near.get(place) == choice for place, choice in options], dtype=float)
-        rules.append(LinearConstraint(same[None], len(number) - changes, np.inf))
     with _silent():
         solved = milp(
             harm / (float(np.abs(harm).max()) or 1.0),

@@ -2,8 +2,8 @@
 
 The first frontier is exact if harms add up. What of that is wrong is measured: at some speeds what
 all choices of a kind and offer add to the joint harm is set against the sum foretold, and the best
-is picked anew with those factors until it moves no more. Last, small exchanges are tried around a
-rung (:meth:`Ladder.exchange`), which also take back what later choices made unnecessary.
+is picked anew with those factors until it moves no more. At every speed the pick with the factors
+stands against the one without, and the joint harm decides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +30,7 @@ PREPARING = 3072  # tokens that alternatives are prepared on
 ANCHORS = (1.1, 1.4)  # speeds at which is measured how harms add up
 _ROUNDS = 3  # of correction, at most
 _LEAST_FACTOR, _TINY = 0.1, 1e-9
-_BEHIND = 1.3  # times the harm of another group, at all anchors: given up
-_CHANGES = 6  # sublayers that one exchange may touch
+_BEHIND = 2.0  # times the harm of another group, at all anchors: given up
 # What refitted output maps leave of the harm that plans do without (docs/log.md).
 REPAIRED = 0.65
 
@@ -46,6 +45,11 @@ class Rung:
     group: str
     foretold: float
     joint: float
+
+    @property
+    def repaired(self) -> float:
+        """The joint harm to be expected once output maps are refitted, where they are."""
+        return self.joint * (1.0 if self.group == "prompt" else REPAIRED)
 
 
 class Ladder:
@@ -111,30 +115,23 @@ class Ladder:
             self._corrections[group] = [each for each in found if each is not None]
         reached = {g: each for g, each in self._corrections.items() if each}
         if len(reached) > 1:
-            first = {group: _expected(each[0]["joint"], group) for group, each in reached.items()}
-            last = {group: _expected(each[-1]["joint"], group) for group, each in reached.items()}
+            ends = [{g: each[end]["joint"] for g, each in reached.items()} for end in (0, -1)]
             behind = [
                 group
                 for group in reached
-                if first[group] > _BEHIND * min(first.values())
-                and last[group] > _BEHIND * min(last.values())
+                if all(end[group] > _BEHIND * min(end.values()) for end in ends)
             ]
             self.groups = [group for group in self.groups if group not in behind]
 
-    def best(self, speed: float) -> Rung | None:
-        """The rung of least harm at a speed, repairs reckoned in; None where nothing is so fast."""
+    def rungs(self, speed: float) -> list[Rung]:
+        """The best plan of every group at a speed; none where nothing is so fast."""
         rungs = []
         for group in self.groups:
             name = f"rung-{group or 'drop'}-{speed:.4f}"
             found = self._state.remember(name, lambda group=group: self._rung(group, speed))
-            if found is not None:
+            if found is not None and found["chosen"]:
                 rungs.append(_rung_of(found, group))
-        return min(rungs, key=lambda rung: _expected(rung.joint, rung.group), default=None)
-
-    def exchange(self, rung: Rung, speed: float, name: str) -> Rung:
-        """A rung of less joint harm at the same speed, if a few exchanges lead to one."""
-        found = self._state.remember(name, lambda: self._exchange(rung, speed))
-        return _rung_of(found, rung.group)
+        return rungs
 
     def _foretell(self) -> Foretold:
         return foretell(self._stage, self.menu.choices, seed=self._seed, progress=self._progress)
@@ -192,23 +189,6 @@ class Ladder:
             found[name] = max(_LEAST_FACTOR, added / max(self._sum(part, {}), _TINY))
         return found
 
-    def _exchange(self, rung: Rung, speed: float) -> dict[str, Any]:
-        menu = self._menus[rung.group]
-        best, least = dict(rung.chosen), self._stage.go_to(rung.chosen)
-        changes = _CHANGES
-        while changes > 1:
-            rises = foretell(self._stage, menu.choices, seed=self._seed, progress=self._progress)
-            found = pick(rises, menu.savings, _saving(menu, speed), near=best, changes=changes)
-            if found is None or found == best:
-                break
-            joint = self._stage.harm_of(found)
-            if joint < least:
-                best, least = found, self._stage.go_to(found)
-            else:
-                changes //= 2
-        self._stage.go_to({})
-        return _plain_rung(best, self._sum(best, {}), least)
-
     def _pick(self, group: str, speed: float, factors: Factors) -> dict[Place, Choice] | None:
         menu = self._menus[group]
         harms = {
@@ -231,11 +211,6 @@ class Ladder:
 
 def _saving(menu: Menu, speed: float) -> float:
     return menu.dense * (1 - 1 / speed)
-
-
-def _expected(joint: float, group: str) -> float:
-    """Harm once output maps are refitted, where they are."""
-    return joint * (1.0 if group == "prompt" else REPAIRED)
 
 
 def _with_attention(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from skimp.finder.budget import Budget
 from skimp.finder.choices import plan_of
 from skimp.finder.clock import Clock, measure_prices
 from skimp.finder.judge import bare, quality
-from skimp.finder.ladder import REPAIRED, SPEEDS, Ladder, Rung
+from skimp.finder.ladder import SPEEDS, Ladder, Rung
 from skimp.finder.menu import Menu
 from skimp.finder.prices import Bytes
 from skimp.finder.select import Selection, affordable, select
@@ -92,6 +92,7 @@ class Search:
         self._clock: Clock | None = None
         self._entries: list[Entry] = []
         self._sums: dict[int, Sums] = {}
+        self._able: list[Rung] = []
         self.complete = True
 
     def run(self, rules: Sequence[tuple[str, Callable[[], Plan]]] = ()) -> Found:
@@ -100,7 +101,7 @@ class Search:
         rungs = self._climb()
         self._judge([(bare(plan_of(rung.chosen, self._anatomy)), rung) for rung in rungs])
         self._time()
-        self._repair(rungs)
+        self._repair(self._able)
         self._add_rules(rules)
         _mark_frontier(self._entries)
         self._entries.sort(key=lambda entry: entry["number"])
@@ -122,18 +123,19 @@ class Search:
             menu = self._priced(by_bytes)
             ladder.price(menu)
             ladder.correct()
-            found: dict[Any, tuple[float, Rung]] = {}
+            found: list[list[Rung]] = []
             speeds = self._speeds()
             with self._progress.task("choosing plans", len(speeds)) as step:
                 for speed in speeds:
-                    rung = None if self._late() else ladder.best(speed)
-                    if rung is not None and rung.chosen:
-                        found.setdefault(frozenset(rung.chosen.values()), (speed, rung))
+                    rungs = [] if self._late() else ladder.rungs(speed)
+                    if rungs:
+                        found.append(rungs)
                     step()
-            rungs = list(found.values())
-            self._shown([(speed, rung.joint) for speed, rung in rungs], ())
+            best = _different(min(rungs, key=lambda rung: rung.joint) for rungs in found)
+            self._able = _different(min(rungs, key=lambda rung: rung.repaired) for rungs in found)
+            self._shown([(menu.speedup(rung.chosen), rung.joint) for rung in best], ())
         self._menu = menu
-        return [rung for _, rung in rungs]
+        return best
 
     def _priced(self, menu: Menu) -> Menu:
         if self._wanted.costs == "bytes":
@@ -171,9 +173,7 @@ class Search:
         plans = {id(rung): plan_of(rung.chosen, self._anatomy) for rung in rungs}
         able = [rung for rung in rungs if plans[id(rung)] != bare(plans[id(rung)])]
         wanted = self._near(able)
-        repaired = [
-            (plans[id(rung)], replace(rung, joint=rung.joint * REPAIRED)) for rung in wanted
-        ]
+        repaired = [(plans[id(rung)], replace(rung, joint=rung.repaired)) for rung in wanted]
         self._judge(repaired, "finder, repaired")
         self._time()
 
@@ -182,10 +182,10 @@ class Search:
         budget = self._wanted.budget
         if not budget.limits or self._late():
             return []
-        ordered = sorted(rungs, key=lambda rung: rung.joint)
+        ordered = sorted(rungs, key=lambda rung: rung.repaired)
         if budget.quality:
-            most = min(limit.value for limit in budget.quality) / (REPAIRED * _LOSS)
-            within = [rung for rung in ordered if rung.joint <= most]
+            most = min(limit.value for limit in budget.quality) / _LOSS
+            within = [rung for rung in ordered if rung.repaired <= most]
             return [*within[-1:], *ordered[len(within) : len(within) + 1]]
         timed = {entry["file"]: entry["speedup"] for entry in self._entries}
         for rung in ordered:
@@ -320,6 +320,11 @@ class Search:
             "promise": selection.promise,
             "withheld": list(selection.withheld),
         }
+
+
+def _different(rungs: Iterable[Rung]) -> list[Rung]:
+    """Rungs without those that choose what an earlier one chose."""
+    return list({frozenset(rung.chosen.values()): rung for rung in rungs}.values())
 
 
 def _file_of(plan: Plan) -> str:
