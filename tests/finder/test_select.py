@@ -62,6 +62,14 @@ def test_the_fastest_that_keeps_the_quality() -> None:
     assert "95%" in found.promise["words"]
 
 
+def test_the_promise_is_of_the_plan_that_is_handed_out() -> None:
+    """Not of the last that passed: that one may be slower."""
+    plans = [(1.3, 0.01), (1.1, 0.05), (1.6, 0.6)]
+    found = chosen("loss<=10%", plans=plans)
+    assert found.number == 1 and found.promise is not None
+    assert found.promise["bound"] < 0.03
+
+
 def test_the_best_that_is_fast_enough() -> None:
     assert chosen("speedup>=1.3x", plans=PLANS).number == 3
 

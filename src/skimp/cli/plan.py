@@ -220,7 +220,7 @@ def plan(
     counted = drop_attention + drop_ffn + drop_layers > 0 or rule is not None
     if asked.any:
         others = counted or any(listed.values()) or experts is not None or fit is not None
-        _search(run, model, asked, workload, calibration, out, others=others)
+        _search(run, model, asked, workload, calibration, out, others=others, stream=stream)
         return
     check_keep(experts, scope)
     if tune and scope != "prompt":
@@ -259,6 +259,7 @@ def _search(
     out: Path | None,
     *,
     others: bool,
+    stream: bool | None,
 ) -> None:
     from skimp.workload import Workload
 
@@ -275,7 +276,7 @@ def _search(
     work = Workload.parse(workload)
     finding.folder_of(asked, out)
     _check_calibration(calibration)
-    loaded = run.load(model)
+    loaded = run.load(model, stream=stream)
     require_dense(loaded, "plan")
     finding.search(run, loaded, asked, budget, work, calibration, out)
 

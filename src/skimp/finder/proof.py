@@ -54,11 +54,10 @@ def judge(limit: Limit, sums: Sequence[Sequence[float]]) -> Verdict:
 
 @dataclass(frozen=True)
 class Passed:
-    """What testing in order came to: the last plan that passed (None: none did), and its verdicts;
-    the first that failed, and its; how many were looked at."""
+    """What testing in order came to: the last plan that passed (None: none did); the first that
+    failed, why, and which limit; how many were looked at."""
 
     last: int | None
-    verdicts: tuple[Verdict, ...]
     failed: int | None
     why: Verdict | None
     limit: Limit | None
@@ -67,12 +66,9 @@ class Passed:
 
 def pass_in_order(limits: Sequence[Limit], every: Sequence[Sequence[Sequence[float]]]) -> Passed:
     """Test plans, the mildest first, by their sums, until one fails one of the limits."""
-    passed: tuple[Verdict, ...] = ()
     for number, sums in enumerate(every):
-        verdicts = tuple(judge(limit, sums) for limit in limits)
-        for limit, verdict in zip(limits, verdicts, strict=True):
+        for limit in limits:
+            verdict = judge(limit, sums)
             if not verdict.holds:
-                last = number - 1 if number else None
-                return Passed(last, passed, number, verdict, limit, number + 1)
-        passed = verdicts
-    return Passed(len(every) - 1 if every else None, passed, None, None, None, len(every))
+                return Passed(number - 1 if number else None, number, verdict, limit, number + 1)
+    return Passed(len(every) - 1 if every else None, None, None, None, len(every))

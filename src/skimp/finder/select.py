@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from skimp.finder.budget import Budget, Limit
-from skimp.finder.proof import LEVEL, Passed, pass_in_order
+from skimp.finder.proof import LEVEL, Passed, Verdict, judge, pass_in_order
 from skimp.finder.workers import Sums
 
 Entry = Mapping[str, Any]
@@ -64,7 +64,7 @@ def _best(
             withheld.append({"number": entry["number"], "reason": reason})
             continue
         return Selection(
-            entry["number"], _promise(budget, entry, None), tuple(withheld), words=_speeds(entry)
+            entry["number"], _promise(budget, entry), tuple(withheld), words=_speeds(entry)
         )
     return _none(budget, found, withheld)
 
@@ -89,7 +89,8 @@ def _fastest(
         if reason is not None:
             withheld.append({"number": entry["number"], "reason": reason})
             continue
-        promise = _promise(budget, entry, passed)
+        verdicts = [judge(limit, sums[entry["number"]]) for limit in budget.quality]
+        promise = _promise(budget, entry, verdicts, len(good), passed.looked_at)
         return Selection(entry["number"], promise, tuple(withheld), words=promise["words"])
     return _none(budget, found, withheld, passed, order)
 
@@ -126,7 +127,13 @@ def _slower(entry: Entry, again: Again) -> str | None:
     return None
 
 
-def _promise(budget: Budget, entry: Entry, passed: Passed | None) -> dict[str, Any]:
+def _promise(
+    budget: Budget,
+    entry: Entry,
+    verdicts: Sequence[Verdict] = (),
+    passed: int = 0,
+    looked_at: int = 0,
+) -> dict[str, Any]:
     promise = {
         "budget": str(budget),
         "holds": True,
@@ -134,22 +141,20 @@ def _promise(budget: Budget, entry: Entry, passed: Passed | None) -> dict[str, A
         "level": LEVEL,
         "tokens": entry["tokens"],
         "documents": None,
-        "looked_at": 0 if passed is None else passed.looked_at,
+        "looked_at": looked_at,
         "words": _speeds(entry),
     }
-    if passed is None or passed.last is None:
+    if not verdicts:
         return promise
-    number = passed.looked_at if passed.failed is None else passed.failed
-    limits, verdicts = budget.quality, passed.verdicts
+    first = verdicts[0]
     parts = [
         f"{limit.name} is at most {limit.shown(verdict.bound)} (seen {limit.shown(verdict.seen)})"
-        for limit, verdict in zip(limits, verdicts, strict=True)
+        for limit, verdict in zip(budget.quality, verdicts, strict=True)
     ]
-    first = verdicts[0]
     words = (
-        f"At {LEVEL:.0%} confidence {' and '.join(parts)} at the limit of what passed, on "
-        f"{first.tokens} tokens of {first.documents} documents that nothing was chosen on; "
-        f"{number} plans passed in order, mildest first. {_speeds(entry)}"
+        f"At {LEVEL:.0%} confidence {' and '.join(parts)}, on {first.tokens} tokens of "
+        f"{first.documents} documents that nothing was chosen on; {passed} plans passed in order, "
+        f"mildest first, and this is the fastest of them. {_speeds(entry)}"
     )
     return promise | {
         "bound": first.bound,
