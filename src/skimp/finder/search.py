@@ -111,17 +111,14 @@ class Search:
     def _climb(self) -> list[Rung]:
         """The ladder's rungs, from slow to fast, no two alike."""
         by_bytes = Menu.of(self._model, self._wanted.workload, Bytes())
-        with Ladder(
-            self._model,
-            by_bytes,
-            self._texts,
-            self._state,
-            self._wanted.seed,
-            self._progress,
-        ) as ladder:
+        ladder = Ladder(
+            self._model, by_bytes, self._texts, self._state, self._wanted.seed, self._progress
+        )
+        with ladder:
             self._shown(ladder.first(), ())
-            menu = self._priced(by_bytes)
-            ladder.price(menu)
+        menu = self._priced(by_bytes)  # on the model as it is, without the ladder's hooks
+        ladder.price(menu)
+        with ladder:
             ladder.correct()
             found: list[list[Rung]] = []
             speeds = self._speeds()

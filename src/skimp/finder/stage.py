@@ -59,13 +59,13 @@ class Stage:
         self._texts = 0  # of the batch under way
         self._wiring = _wiring(replay.model)
         self.chosen: dict[Place, Choice] = {}
-        self._states: list[list[Tensor]] = [[entry] for entry in replay.entry]
+        self._states: list[list[Tensor]] = []
 
     def __enter__(self) -> Self:
         for index, layer in enumerate(self.replay.layers):
             for kind in KINDS:
                 self._hook((index, kind), layer)
-        self._states = self._run(self._states, 0)
+        self._states = self._run([[entry] for entry in self.replay.entry], 0)
         return self
 
     def __exit__(
@@ -76,7 +76,7 @@ class Stage:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._states, self.chosen = [], [], {}
 
     def go_to(self, chosen: Chosen) -> float:
         """Put these choices in place for good; the joint harm, in nats per token."""
