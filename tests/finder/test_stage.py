@@ -9,12 +9,16 @@ from skimp.calibration.replay import Replay, pack
 from skimp.finder.choices import Choice, offers, plan_of
 from skimp.finder.foretell import foretell
 from skimp.finder.harm import Harm, Scoring
+from skimp.finder.spread import Thin
 from skimp.finder.stage import Stage
 from skimp.methods.apply import apply
 from skimp.methods.drop.closed_form import Values
 from skimp.methods.drop.fit import fit_alone
 from skimp.methods.drop.section import FillKind
 from skimp.methods.drop.values import flatten
+from skimp.methods.experts.deciding import Chooser
+from skimp.methods.experts.modules import guided
+from skimp.methods.fit import fit_plan
 from skimp.models.anatomy import Anatomy
 from skimp.progress import SILENT
 
@@ -82,8 +86,6 @@ def test_narrower_on_the_stage_is_narrower_in_the_plan(name: str) -> None:
     choice = Choice(2, "ffn", "narrow", "0.5")
     with stage_of(model)[0] as stage:
         harm = stage.harm_of({choice.place: choice})
-    from skimp.methods.fit import fit_plan
-
     section = {**offers()["narrow"].sections([choice], anatomy)["experts"], "repair": "none"}
     plan = plan_of({}, anatomy).with_section("experts", section)
     text = tiny.calibration()
@@ -92,6 +94,27 @@ def test_narrower_on_the_stage_is_narrower_in_the_plan(name: str) -> None:
     with apply(model, plan):
         replay = Replay(model, pack(texts()))
         real = stage.harm([replay.run(e, b) for b, e in enumerate(replay.entry)])
+    assert harm == pytest.approx(real, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_experts_on_the_stage_are_those_of_the_plan(name: str) -> None:
+    """Answers alone are thinned, by what their prompts chose."""
+    model = families.build(name)
+    choice = Choice(2, "ffn", "experts", "0.5")
+    with stage_of(model)[0] as stage:
+        harm = stage.harm_of({choice.place: choice})
+    text = tiny.calibration()
+    text = type(text)(tuple(long_documents()), ("random",) * 5, "random")
+    plan = fit_plan(model, plan_of({choice.place: choice}, Anatomy.of(model)), text)
+    with apply(model, plan):
+        replay = Replay(model, pack(texts()))
+        chooser = Chooser(model)
+        finals = []
+        for batch, entry in enumerate(replay.entry):
+            with guided(Thin(chooser, len(entry), PROMPT)):
+                finals.append(replay.run(entry, batch))
+        real = stage.harm(finals)
     assert harm == pytest.approx(real, rel=1e-3, abs=1e-6)
 
 
