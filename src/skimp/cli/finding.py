@@ -18,7 +18,6 @@ from skimp.cli.planning import describe
 from skimp.errors import SkimpError
 
 if TYPE_CHECKING:
-    from skimp.calibration.text import Calibration
     from skimp.finder.budget import Budget
     from skimp.finder.search import Found
     from skimp.finder.texts import Texts
@@ -162,6 +161,7 @@ def search(
     out: Path | None,
 ) -> None:
     """Search, show what was found, and write the chosen plan, if there is one."""
+    from skimp.finder.papers import papers
     from skimp.finder.search import Search, Wanted
     from skimp.finder.state import State
     from skimp.finder.workers import Site, make, workers
@@ -191,7 +191,9 @@ def search(
         _drawing() as shown,
     ):
         made = Search(loaded.model, wanted, texts, state, do, progress=run.progress, shown=shown)
-        rules = _rules(loaded, texts.fitting, run) if asked.rules else ()
+        rules = (
+            papers(loaded.model, loaded.tokenizer, texts.fitting, run.seed) if asked.rules else ()
+        )
         found = made.run(rules)
     result = {**run.loaded_header(loaded, anatomy, None), "search": found.search}
     write_json(folder / _RESULT, result)
@@ -299,46 +301,6 @@ def _texts(
     texts = Texts.of(text, run.seed, held_out=others)
     write_texts(state.folder, texts)
     return texts
-
-
-def _rules(loaded: Loaded, text: Calibration, run: Run) -> list[tuple[str, Callable[[], Plan]]]:
-    """The papers' rules, as plans to set beside the frontier."""
-    from skimp.finder.choose import choose
-    from skimp.models.anatomy import Anatomy
-    from skimp.plan import Plan
-
-    anatomy = Anatomy.of(loaded.model)
-    layers = anatomy.dense_layers
-
-    def drop(rule: str, part: str, share: float) -> Plan:
-        counts: dict[str, Any] = {f"drop_{part}": max(1, round(share * layers))}
-        return choose(
-            loaded.model,
-            loaded.tokenizer,
-            rule=rule,
-            fill="zero",
-            repair="none",
-            calibration=text,
-            seed=run.seed,
-            **counts,
-        ).plan
-
-    def experts(keep: float) -> Plan:
-        return Plan.empty(anatomy).with_section("experts", {"keep": keep})
-
-    found: list[tuple[str, Callable[[], Plan]]] = [
-        (f"{rule}, {word} {share:.0%}", partial(drop, rule, part, share))
-        for rule, part, word, shares in (
-            ("last", "attention", "attention", (0.25, 1 / 3, 0.5)),
-            ("last", "ffn", "FF", (0.25,)),
-            ("cosine", "attention", "attention", (0.25, 1 / 3, 0.5)),
-            ("block-influence", "layers", "layers", (0.1, 0.25)),
-        )
-        for share in shares
-    ]
-    if any(len(part.shape) > 2 for layer in anatomy.layers for part in layer.ffn.parts):
-        return found
-    return [*found, *((f"GRIFFIN {keep}", partial(experts, keep)) for keep in (0.75, 0.5))]
 
 
 def _digest(path: Path | None) -> str | None:

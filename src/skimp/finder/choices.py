@@ -16,8 +16,10 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay
+from skimp.errors import PlanError
 from skimp.methods.in_order import Place
 from skimp.models.anatomy import Anatomy, Kind
+from skimp.models.feed_forward import FeedForward, feed_forwards
 from skimp.plan import Plan
 from skimp.progress import Progress
 
@@ -74,18 +76,26 @@ class Offer(Protocol):
         """What the other functions need of the dense model, replayed over calibration text."""
         ...
 
+    def sections(self, choices: Sequence[Choice], anatomy: Anatomy) -> dict[str, dict[str, Any]]:
+        """The plan's sections that these choices make."""
+        ...
+
+
+class OutputOffer(Offer, Protocol):
+    """One that acts on the output."""
+
     def output(self, choice: Choice, entered: Tensor, left: Tensor, prepared: Any) -> Tensor:
         """What a sublayer's output [B, S, d] becomes, of its normalised input and output."""
         ...
+
+
+class NeuronOffer(Offer, Protocol):
+    """One that acts on neurons."""
 
     def thinning(
         self, choices: Sequence[Choice], z: Tensor, prompt: int, prepared: Any
     ) -> Thinning:
         """What an FF's neurons lose, in text whose first `prompt` columns are a prompt."""
-        ...
-
-    def sections(self, choices: Sequence[Choice], anatomy: Anatomy) -> dict[str, dict[str, Any]]:
-        """The plan's sections that these choices make."""
         ...
 
 
@@ -98,6 +108,14 @@ def offers() -> Mapping[str, Offer]:
         offer = importlib.import_module(f"{package.__name__}.{module.name}").OFFER
         found[offer.name] = offer
     return MappingProxyType(found)
+
+
+def thinnable(model: nn.Module, anatomy: Anatomy) -> dict[int, FeedForward]:
+    """The FFs whose neurons can be told apart, by layer; none in a mixture of experts."""
+    try:
+        return feed_forwards(model, anatomy)
+    except PlanError:
+        return {}
 
 
 def plan_of(chosen: Chosen, anatomy: Anatomy) -> Plan:

@@ -42,7 +42,6 @@ def measure_prices(
     workload: Workload,
     *,
     thin: bool,
-    fresh: bool = False,
     progress: Progress = SILENT,
 ) -> Measured:
     """The machine's prices for a model at a workload; timed once, then read from the cache folder.
@@ -51,7 +50,7 @@ def measure_prices(
     """
     anatomy = Anatomy.of(model)
     path = root() / "prices" / f"{_key(model, anatomy, workload)}.json"
-    if path.exists() and not fresh:
+    if path.exists():
         try:
             return Measured(anatomy, json.loads(path.read_text())["prices"])
         except (OSError, ValueError, KeyError):

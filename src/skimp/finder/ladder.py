@@ -89,15 +89,15 @@ class Ladder:
         self.menu = menu
         self._menus = {group: menu.of_groups(("drop", group)) for group in self.groups}
 
-    def first(self, speeds: Sequence[float] = SPEEDS) -> list[tuple[float, float]]:
+    def first(self) -> list[tuple[float, float]]:
         """(speed, harm) of the frontier if harms added up."""
         found = []
-        for speed in speeds:
+        for speed in SPEEDS:
             sums = []
             for group in self.groups:
                 chosen = self._pick(group, speed, {})
                 if chosen is not None:
-                    sums.append(self._sum(chosen, {}))
+                    sums.append(self._sum(chosen))
             if sums:
                 found.append((speed, min(sums)))
         return found
@@ -147,7 +147,7 @@ class Ladder:
             if key not in tried:
                 tried[key] = self._stage.harm_of(chosen), chosen
         joint, chosen = min(tried.values(), key=lambda each: each[0])
-        return _plain_rung(chosen, self._sum(chosen, {}), joint)
+        return _plain_rung(chosen, self._sum(chosen), joint)
 
     def _correction(self, group: str, speed: float) -> dict[str, Any] | None:
         """The factors that led to the least joint harm at a speed, and that harm."""
@@ -186,7 +186,7 @@ class Ladder:
             # What is added by this part to all others, since harms grow by company.
             rest = {place: choice for place, choice in chosen.items() if place not in part}
             added = whole - self._stage.harm_of(rest)
-            found[name] = max(_LEAST_FACTOR, added / max(self._sum(part, {}), _TINY))
+            found[name] = max(_LEAST_FACTOR, added / max(self._sum(part), _TINY))
         return found
 
     def _pick(self, group: str, speed: float, factors: Factors) -> dict[Place, Choice] | None:
@@ -205,8 +205,8 @@ class Ladder:
         factor = factors.get((choice.offer, choice.kind), max(factors.values(), default=1.0))
         return factor * self.foretold[choice.place][choice]
 
-    def _sum(self, chosen: Chosen, factors: Factors) -> float:
-        return sum(self._harm(choice, factors) for choice in chosen.values())
+    def _sum(self, chosen: Chosen) -> float:
+        return sum(self.foretold[choice.place][choice] for choice in chosen.values())
 
 
 def _saving(menu: Menu, speed: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from skimp.errors import SkimpError
+from skimp.errors import NEEDS_SCIPY, SkimpError
 from skimp.measure import cost
 from skimp.models.anatomy import Anatomy
 from skimp.models.carve import KEEP
@@ -59,9 +59,7 @@ class Measured:
         try:
             from scipy.optimize import nnls
         except ImportError:
-            raise SkimpError(
-                "--budget: the search needs scipy; pip install 'skimp[plan]'."
-            ) from None
+            raise SkimpError(NEEDS_SCIPY) from None
         known = [(dense, 1.0), *timings]
         rows = [features(anatomy, dense, workload) for anatomy, _ in known]
         names = list(rows[0])

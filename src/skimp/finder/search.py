@@ -56,11 +56,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search came to. `search`: as documents hold it; `sums` of each judged plan's text."""
+    """What a search came to; `search` as documents hold it."""
 
     search: dict[str, Any]
     selection: Selection
-    sums: Mapping[int, Sums]
 
 
 class Search:
@@ -106,7 +105,7 @@ class Search:
         _mark_frontier(self._entries)
         self._entries.sort(key=lambda entry: entry["number"])
         selection = select(self._wanted.budget, self._entries, self._sums, self._seconds_of)
-        return Found(self._document(selection), selection, self._sums)
+        return Found(self._document(selection), selection)
 
     def _climb(self) -> list[Rung]:
         """The ladder's rungs, from slow to fast, no two alike."""

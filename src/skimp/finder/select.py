@@ -1,7 +1,7 @@
 """Which plan of a measured frontier a budget asks for, and what may be promised of it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from skimp.finder.budget import Budget, Limit
@@ -29,7 +29,7 @@ class Selection:
     promise: dict[str, Any] | None
     withheld: tuple[dict[str, Any], ...] = ()
     nearest: int | None = None
-    words: str = field(default="")
+    words: str = ""
 
 
 def select(
@@ -45,36 +45,22 @@ def select(
         return Selection(None, None, words="No budget was given: pick a plan by its number.")
     if not found:
         return Selection(None, None, words="No plan was measured; give the search more time.")
-    withheld: list[dict[str, Any]] = []
     if not budget.quality:
-        return _best(budget, found, withheld, again)
-    return _fastest(budget, found, sums, withheld, again)
+        return _best(budget, found, again)
+    return _fastest(budget, found, sums, again)
 
 
-def _best(
-    budget: Budget, found: Sequence[Entry], withheld: list[dict[str, Any]], again: Again
-) -> Selection:
+def _best(budget: Budget, found: Sequence[Entry], again: Again) -> Selection:
     """The plan of least loss among those that keep the limits on cost."""
     ranked = sorted(found, key=lambda entry: (entry["loss_difference"], entry["number"]))
-    for entry in ranked:
-        if not affordable(budget, entry):
-            continue
-        reason = _slower(entry, again)
-        if reason is not None:
-            withheld.append({"number": entry["number"], "reason": reason})
-            continue
-        return Selection(
-            entry["number"], _promise(budget, entry), tuple(withheld), words=_speeds(entry)
-        )
-    return _none(budget, found, withheld)
+    entry, withheld = _first(budget, ranked, again)
+    if entry is None:
+        return _none(budget, found, withheld)
+    return Selection(entry["number"], _promise(budget, entry), withheld, words=_speeds(entry))
 
 
 def _fastest(
-    budget: Budget,
-    found: Sequence[Entry],
-    sums: Mapping[int, Sums],
-    withheld: list[dict[str, Any]],
-    again: Again,
+    budget: Budget, found: Sequence[Entry], sums: Mapping[int, Sums], again: Again
 ) -> Selection:
     """The fastest plan of those that pass, tested from the mildest on."""
     # The order is that of the choosing text: the judging text has no say in what is tested when.
@@ -82,17 +68,27 @@ def _fastest(
     passed = pass_in_order(budget.quality, [sums[entry["number"]] for entry in order])
     good = order[: passed.last + 1] if passed.last is not None else []
     ranked = sorted(good, key=lambda entry: (-_speed(entry), entry["number"]))
+    entry, withheld = _first(budget, ranked, again)
+    if entry is None:
+        return _none(budget, found, withheld, passed, order)
+    verdicts = [judge(limit, sums[entry["number"]]) for limit in budget.quality]
+    promise = _promise(budget, entry, verdicts, len(good), passed.looked_at)
+    return Selection(entry["number"], promise, withheld, words=promise["words"])
+
+
+def _first(
+    budget: Budget, ranked: Sequence[Entry], again: Again
+) -> tuple[Entry | None, tuple[dict[str, Any], ...]]:
+    """The first that keeps the limits on cost and the clock does not refute; those it does."""
+    withheld: list[dict[str, Any]] = []
     for entry in ranked:
         if not affordable(budget, entry):
             continue
         reason = _slower(entry, again)
-        if reason is not None:
-            withheld.append({"number": entry["number"], "reason": reason})
-            continue
-        verdicts = [judge(limit, sums[entry["number"]]) for limit in budget.quality]
-        promise = _promise(budget, entry, verdicts, len(good), passed.looked_at)
-        return Selection(entry["number"], promise, tuple(withheld), words=promise["words"])
-    return _none(budget, found, withheld, passed, order)
+        if reason is None:
+            return entry, tuple(withheld)
+        withheld.append({"number": entry["number"], "reason": reason})
+    return None, tuple(withheld)
 
 
 def affordable(budget: Budget, entry: Entry) -> bool:
@@ -174,7 +170,7 @@ def _speeds(entry: Entry) -> str:
 def _none(
     budget: Budget,
     found: Sequence[Entry],
-    withheld: list[dict[str, Any]],
+    withheld: tuple[dict[str, Any], ...],
     passed: Passed | None = None,
     order: Sequence[Entry] = (),
 ) -> Selection:
@@ -196,7 +192,7 @@ def _none(
         )
         if why.lacking:
             words += f" To show it needs about {_rounded(why.lacking):,} more held-out tokens."
-    return Selection(None, None, tuple(withheld), nearest["number"], words)
+    return Selection(None, None, withheld, nearest["number"], words)
 
 
 def _gap(limit: Limit, entry: Entry) -> float:

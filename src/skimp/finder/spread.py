@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from skimp.errors import CalibrationError, PlanError
+from skimp.finder.texts import pieces
 from skimp.methods.apply import apply
 from skimp.methods.experts.deciding import Chooser
 from skimp.methods.experts.modules import NeuronsIn, NeuronsOut, guided
@@ -108,12 +109,7 @@ def cut(documents: Sequence[Tensor], count: int) -> list[Windows]:
             "longer text."
         )
     length = min(WINDOW, lengths[min(count, len(lengths)) - 1])
-    parts = [
-        each[start : start + length]
-        for start in range(0, lengths[0] - length + 1, length)
-        for each in documents
-        if len(each) >= start + length
-    ][:count]
+    parts = [piece for piece, _ in pieces(documents, length)][:count]
     groups = [parts[start : start + TOGETHER] for start in range(0, len(parts), TOGETHER)]
     return [Windows(torch.stack(group), ceil(length * PROMPT)) for group in groups]
 

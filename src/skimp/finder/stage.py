@@ -8,19 +8,25 @@ one tried at any time, and what each would change is known from one and the same
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay
-from skimp.errors import PlanError
-from skimp.finder.choices import Choice, Chosen, Thinning, offers
+from skimp.finder.choices import (
+    Choice,
+    Chosen,
+    NeuronOffer,
+    OutputOffer,
+    Thinning,
+    offers,
+    thinnable,
+)
 from skimp.finder.harm import Harm
 from skimp.methods.in_order import Place
-from skimp.models.anatomy import KINDS, Anatomy, Kind
+from skimp.models.anatomy import KINDS, Anatomy
 from skimp.models.carve import neuron_axis
-from skimp.models.feed_forward import FeedForward, feed_forwards
 
 
 @dataclass
@@ -57,7 +63,7 @@ class Stage:
         self._entered: dict[Place, Tensor] = {}
         self._handles: list[Any] = []
         self._texts = 0  # of the batch under way
-        self._wiring = _wiring(replay.model)
+        self._wiring = thinnable(replay.model, Anatomy.of(replay.model))
         self.chosen: dict[Place, Choice] = {}
         self._states: list[list[Tensor]] = []
 
@@ -118,14 +124,15 @@ class Stage:
         offer = offers()[choices[0].offer]
         prepared = self._prepared[offer.name]
         if offer.acts_on == "output":
+            output = cast("OutputOffer", offer).output
             changed = [
-                offer.output(each, seen.entered, seen.left, prepared).float() - seen.left.float()
+                output(each, seen.entered, seen.left, prepared).float() - seen.left.float()
                 for each in choices
             ]
             return torch.stack([(change * slopes).sum(-1) for change in changed], -1)
         z = seen.neurons
         assert z is not None
-        thinning = offer.thinning(choices, z, self.prompt, prepared)
+        thinning = cast("NeuronOffer", offer).thinning(choices, z, self.prompt, prepared)
         deviation = z.float() if thinning.rest is None else z.float() - thinning.rest[:, None]
         lost = (deviation * neural) @ thinning.gone.float()
         lost[:, : thinning.start] = 0
@@ -180,7 +187,7 @@ class Stage:
         choice = self._trial.get(place)
         if choice is None or offers()[choice.offer].acts_on != "neurons":
             return z.reshape(shape)
-        offer = offers()[choice.offer]
+        offer = cast("NeuronOffer", offers()[choice.offer])
         thinning = offer.thinning([choice], z, self.prompt, self._prepared[offer.name])
         return thinned(z, thinning).reshape(shape)
 
@@ -199,7 +206,7 @@ class Stage:
         choice, entered = self._trial.get(place), self._entered.pop(place)
         found = output
         if choice is not None and offers()[choice.offer].acts_on == "output":
-            offer = offers()[choice.offer]
+            offer = cast("OutputOffer", offers()[choice.offer])
             found = offer.output(choice, entered, output, self._prepared[offer.name])
         if self._seen is None:
             return found
@@ -217,21 +224,9 @@ def thinned(z: Tensor, thinning: Thinning) -> Tensor:
     return torch.where(thinning.gone[:, None, :, 0] & late, rest, z)
 
 
-def _wiring(model: nn.Module) -> dict[int, FeedForward]:
-    try:
-        return feed_forwards(model, Anatomy.of(model))
-    except PlanError:
-        return {}
-
-
 def by_place(choices: Iterable[Choice]) -> dict[Place, list[Choice]]:
     """Choices by the sublayer that they are about, in running order."""
     found: dict[Place, list[Choice]] = {}
     for choice in sorted(choices, key=lambda each: (each.layer, KINDS.index(each.kind))):
         found.setdefault(choice.place, []).append(choice)
     return found
-
-
-def kinds_of(chosen: Chosen, kind: Kind) -> list[int]:
-    """Layers of which a sublayer of this kind has a choice."""
-    return sorted(layer for layer, each in chosen if each == kind)

@@ -80,17 +80,23 @@ def cut(documents: Sequence[Tensor], count: int, purpose: str) -> Windows:
             f"more, but has {len(lengths)}; give longer text."
         )
     length = min(WINDOW, lengths[min(count, len(lengths)) - 1])
-    parts = [
-        (each[start : start + length], owner)
-        for start in range(0, lengths[0] - length + 1, length)
-        for owner, each in enumerate(documents)
-        if len(each) >= start + length
-    ][:count]
+    parts = pieces(documents, length)[:count]
     return Windows(
         ids=torch.stack([part for part, _ in parts]),
         owners=torch.tensor([owner for _, owner in parts]),
         prompt=ceil(length * PROMPT),
     )
+
+
+def pieces(documents: Sequence[Tensor], length: int) -> list[tuple[Tensor, int]]:
+    """Pieces [length] and the document of each: the first of every document, then the second."""
+    longest = max(map(len, documents))
+    return [
+        (each[start : start + length], owner)
+        for start in range(0, longest - length + 1, length)
+        for owner, each in enumerate(documents)
+        if len(each) >= start + length
+    ]
 
 
 def _part(calibration: Calibration, documents: list[Tensor]) -> Calibration:

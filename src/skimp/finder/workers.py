@@ -6,8 +6,9 @@ this machine, and on a Ray cluster that shares the folder.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,36 +73,24 @@ def workers(
     Raises:
         SkimpError: Ray is asked for and not installed, or cannot be reached.
     """
-    # Both are made at the first job: until then the machine is the search's.
-    pool, own = (
-        _Late(lambda: _ray_pool(number, site, ray) if ray else _pool(number, site)),
-        _Late(here),
-    )
+    with ExitStack() as stack:
 
-    def do(jobs: Sequence[Job]) -> Iterator[Sums]:
-        # One job alone is done here: a worker would have a part of the threads only.
-        if ray is None and (number == 1 or len(jobs) == 1):
-            return map(own(), jobs) if jobs else iter(())
-        return pool().imap(_work, jobs) if jobs else iter(())
+        def start() -> Any:
+            pool = _ray_pool(number, site, ray) if ray else _pool(number, site)
+            stack.callback(pool.join)
+            stack.callback(pool.terminate)
+            return pool
 
-    try:
+        # Both are made at the first job: until then the machine is the search's.
+        pool, own = cache(start), cache(here)
+
+        def do(jobs: Sequence[Job]) -> Iterator[Sums]:
+            # One job alone is done here: a worker would have a part of the threads only.
+            if ray is None and (number == 1 or len(jobs) == 1):
+                return map(own(), jobs) if jobs else iter(())
+            return pool().imap(_work, jobs) if jobs else iter(())
+
         yield do
-    finally:
-        if pool.made is not None:
-            pool.made.terminate()
-            pool.made.join()
-
-
-class _Late:
-    """Something that is made when it is first asked for."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make, self.made = make, None
-
-    def __call__(self) -> Any:
-        if self.made is None:
-            self.made = self._make()
-        return self.made
 
 
 def _pool(number: int, site: Site) -> Any:

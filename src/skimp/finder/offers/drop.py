@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay
-from skimp.finder.choices import Choice, Thinning
+from skimp.finder.choices import Choice
 from skimp.methods.drop.fit import fit_alone, make_fitted
 from skimp.methods.drop.section import FillKind
 from skimp.methods.in_order import Place
@@ -53,11 +53,6 @@ class DropOffer:
     ) -> Tensor:
         found = prepared[choice.place](entered)
         return found[0] if isinstance(found, tuple) else found
-
-    def thinning(
-        self, choices: Sequence[Choice], z: Tensor, prompt: int, prepared: Any
-    ) -> Thinning:
-        raise NotImplementedError("it acts on the output")
 
     def sections(self, choices: Sequence[Choice], anatomy: Anatomy) -> dict[str, dict[str, Any]]:
         layers = {

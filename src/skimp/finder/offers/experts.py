@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay
 from skimp.finder.choices import Choice, Thinning
-from skimp.finder.offers.narrow import SHARES, can_thin, keep_of
+from skimp.finder.offers.narrow import at_shares, keep_of
 from skimp.methods.experts.fit import calibrated_scores
 from skimp.methods.experts.section import Experts
 from skimp.methods.experts.select import choose, left_out
@@ -27,21 +27,12 @@ class ExpertsOffer:
     acts_on = "neurons"
 
     def choices(self, model: nn.Module, anatomy: Anatomy) -> list[Choice]:
-        if not can_thin(model, anatomy):
-            return []
-        return [
-            Choice(layer, "ffn", self.name, str(share))
-            for layer, _ in anatomy.sublayers("ffn")
-            for share in SHARES
-        ]
+        return at_shares(self.name, model, anatomy)
 
     def prepare(
         self, replay: Replay, anatomy: Anatomy, choices: Sequence[Choice], progress: Progress
     ) -> dict[int, Tensor]:
         return calibrated_scores(replay, progress)
-
-    def output(self, choice: Choice, entered: Tensor, left: Tensor, prepared: Any) -> Tensor:
-        raise NotImplementedError("it acts on neurons")
 
     def thinning(
         self, choices: Sequence[Choice], z: Tensor, prompt: int, prepared: Mapping[int, Tensor]

@@ -8,23 +8,23 @@ from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay
 from skimp.errors import PlanError
-from skimp.finder.choices import Choice, Thinning
+from skimp.finder.choices import Choice, Thinning, thinnable
 from skimp.methods.experts.fit import calibrated_scores
 from skimp.methods.experts.repair import check_repairable
 from skimp.methods.experts.section import Experts
 from skimp.models.anatomy import Anatomy
-from skimp.models.feed_forward import feed_forwards
 from skimp.progress import Progress
 
 SHARES = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.375, 0.25)
 
 
-def can_thin(model: nn.Module, anatomy: Anatomy) -> bool:
-    """Whether the FFs are plain or gated ones, so that neurons can be told apart."""
-    try:
-        return bool(feed_forwards(model, anatomy))
-    except PlanError:
-        return False
+def at_shares(name: str, model: nn.Module, anatomy: Anatomy) -> list[Choice]:
+    """Choices of the offer `name`: every FF whose neurons can be told apart, at every share."""
+    return [
+        Choice(layer, "ffn", name, str(share))
+        for layer in thinnable(model, anatomy)
+        for share in SHARES
+    ]
 
 
 def keep_of(choices: Sequence[Choice], anatomy: Anatomy) -> list[float]:
@@ -41,13 +41,7 @@ class NarrowOffer:
     acts_on = "neurons"
 
     def choices(self, model: nn.Module, anatomy: Anatomy) -> list[Choice]:
-        if not can_thin(model, anatomy):
-            return []
-        return [
-            Choice(layer, "ffn", self.name, str(share))
-            for layer, _ in anatomy.sublayers("ffn")
-            for share in SHARES
-        ]
+        return at_shares(self.name, model, anatomy)
 
     def prepare(
         self, replay: Replay, anatomy: Anatomy, choices: Sequence[Choice], progress: Progress
@@ -55,9 +49,6 @@ class NarrowOffer:
         """Each layer's neurons [F], the least needed first."""
         scores = calibrated_scores(replay, progress)
         return {layer: score.argsort() for layer, score in scores.items()}
-
-    def output(self, choice: Choice, entered: Tensor, left: Tensor, prepared: Any) -> Tensor:
-        raise NotImplementedError("it acts on neurons")
 
     def thinning(
         self, choices: Sequence[Choice], z: Tensor, prompt: int, prepared: Mapping[int, Tensor]

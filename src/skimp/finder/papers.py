@@ -1,0 +1,50 @@
+"""The papers' rules, as plans to set beside the frontier of a search."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from skimp.calibration.text import Calibration
+from skimp.finder.choices import thinnable
+from skimp.finder.choose import choose
+from skimp.models.anatomy import Anatomy
+from skimp.plan import Plan
+
+
+def papers(
+    model: nn.Module, tokenizer: Any, text: Calibration, seed: int
+) -> list[tuple[str, Callable[[], Plan]]]:
+    """Names, and what makes each plan: nothing stands in the gaps, as published."""
+    anatomy = Anatomy.of(model)
+
+    def drop(rule: str, part: str, share: float) -> Plan:
+        counts: dict[str, Any] = {f"drop_{part}": max(1, round(share * anatomy.dense_layers))}
+        return choose(
+            model,
+            tokenizer,
+            rule=rule,
+            fill="zero",
+            repair="none",
+            calibration=text,
+            seed=seed,
+            **counts,
+        ).plan
+
+    def experts(keep: float) -> Plan:
+        return Plan.empty(anatomy).with_section("experts", {"keep": keep})
+
+    found: list[tuple[str, Callable[[], Plan]]] = [
+        (f"{rule}, {word} {share:.0%}", partial(drop, rule, part, share))
+        for rule, part, word, shares in (
+            ("last", "attention", "attention", (0.25, 1 / 3, 0.5)),
+            ("last", "ffn", "FF", (0.25,)),
+            ("cosine", "attention", "attention", (0.25, 1 / 3, 0.5)),
+            ("block-influence", "layers", "layers", (0.1, 0.25)),
+        )
+        for share in shares
+    ]
+    if not thinnable(model, anatomy):
+        return found
+    return [*found, *((f"GRIFFIN {keep}", partial(experts, keep)) for keep in (0.75, 0.5))]
