@@ -1,0 +1,22 @@
+"""The targets by name."""
+
+from collections.abc import Mapping
+
+from skimp.errors import ExportError
+from skimp.export.target import Target
+
+TARGETS: Mapping[str, Target] = {}
+
+
+def target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        ExportError: there is none.
+    """
+    try:
+        return TARGETS[name]
+    except KeyError:
+        raise ExportError(
+            f"--to: there is no target {name!r}; known are {', '.join(TARGETS)}."
+        ) from None
