@@ -4,8 +4,9 @@ A target joins by an entry in :data:`skimp.export.registry.TARGETS`. It says wha
 of a model before anything is written; what it cannot hold it never writes wrong.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ class Obstacle:
     field: str
     reason: str
     remedy: str
-    nearest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    nearest: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.field}: {self.reason}; {self.remedy}."
@@ -71,7 +72,7 @@ class Check:
     module: str
     install: str
     tells: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Target(Protocol):
