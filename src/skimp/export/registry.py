@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 from skimp.errors import ExportError
-from skimp.export import plain, transformers
+from skimp.export import decilm, plain, transformers
 from skimp.export.target import Target
 
 TARGETS: Mapping[str, Target] = {
     transformers.TARGET.name: transformers.TARGET,
     plain.TARGET.name: plain.TARGET,
+    decilm.TARGET.name: decilm.TARGET,
 }
 
 
