@@ -357,6 +357,8 @@ def _show(run: Run, found: Found, folder: Path, written: Path | None) -> None:
     console.print(frontier_table.table(found.search))
     for each in found.selection.withheld:
         console.print(f"Plan {each['number']} is withheld: {each['reason']}")
+    for each in found.search["not_offered"]:
+        console.print(f"{each['offer']}: not offered, because {each['reason']}.", highlight=False)
     console.print(found.selection.words, highlight=False)
     if not found.search["complete"]:
         console.print("The time ran out; the same command goes on where it ended.")

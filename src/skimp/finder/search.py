@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from skimp.finder.budget import Budget
-from skimp.finder.choices import plan_of
+from skimp.finder.choices import Setting, plan_of
 from skimp.finder.clock import Clock, measure_prices
 from skimp.finder.judge import bare, quality
 from skimp.finder.ladder import SPEEDS, Ladder, Rung
@@ -19,6 +19,7 @@ from skimp.finder.prices import Bytes
 from skimp.finder.select import Selection, affordable, select
 from skimp.finder.state import State
 from skimp.finder.texts import Texts
+from skimp.finder.whole import look, share_read
 from skimp.finder.workers import Job, Sums
 from skimp.measure import cost
 from skimp.methods.registry import reduce
@@ -92,6 +93,7 @@ class Search:
         self._entries: list[Entry] = []
         self._sums: dict[int, Sums] = {}
         self._able: list[Rung] = []
+        self._refused: list[dict[str, str]] = []
         self.complete = True
 
     def run(self, rules: Sequence[tuple[str, Callable[[], Plan]]] = ()) -> Found:
@@ -115,7 +117,8 @@ class Search:
         )
         with ladder:
             self._shown(ladder.first(), ())
-        menu = self._priced(by_bytes)  # on the model as it is, without the ladder's hooks
+        # On the model as it is, without the ladder's hooks.
+        menu = self._with_whole(self._priced(by_bytes))
         ladder.price(menu)
         with ladder:
             ladder.correct()
@@ -141,6 +144,15 @@ class Search:
             self._model, self._wanted.workload, thin=thin, progress=self._progress
         )
         return Menu(menu.anatomy, menu.workload, prices, menu.choices)
+
+    def _with_whole(self, menu: Menu) -> Menu:
+        """The menu with what is worth choosing for the whole model."""
+        work, by_time = self._wanted.workload, self._wanted.costs == "measured"
+        setting = Setting(self._texts.fitting, self._texts.choosing, work, by_time)
+        gains, self._refused = look(
+            self._model, setting, self._state, late=self._late, progress=self._progress
+        )
+        return menu.with_whole(gains)
 
     def _speeds(self) -> list[float]:
         asked = [
@@ -210,6 +222,9 @@ class Search:
                 sums = self._state.remember(f"judged-{job.fitted.stem}", list)
                 self._sums[entry["number"]] = sums
                 entry.update(quality(sums))
+                entry["byte_bound"] /= share_read(
+                    entry["sections"], self._anatomy, self._wanted.workload, entry["left"]
+                )
             else:
                 self._entries.remove(entry)
 
@@ -238,7 +253,8 @@ class Search:
 
     def _timed(self, name: str) -> dict[str, Any]:
         if self._clock is None:
-            self._clock = Clock(self._model, self._wanted.workload, self._wanted.seed)
+            text = self._texts.choosing.ids.flatten()
+            self._clock = Clock(self._model, self._wanted.workload, self._wanted.seed, text)
         found = self._clock.speedup(Plan.read(self._state.plan(name)))
         return {"estimate": found.estimate, "interval": list(found.pair)}
 
@@ -266,7 +282,7 @@ class Search:
         entry = self._entry(Plan.empty(self._anatomy), "dense", "dense", None)
         zero = {"kl": 0.0, "loss_difference": 0.0, "agreement": 1.0}
         both = {"kl_interval": [0.0, 0.0], "loss_interval": [0.0, 0.0]}
-        return entry | zero | both | {"speedup": 1.0, "speedup_interval": [1.0, 1.0]}
+        return entry | zero | both | {"speedup": 1.0, "speedup_interval": [1.0, 1.0], "left": []}
 
     def _entry(self, plan: Plan, source: str, name: str, rung: Rung | None) -> Entry:
         planned = reduce(plan, self._anatomy)
@@ -286,6 +302,7 @@ class Search:
             "foretold": foretold,
             "speedup": None,
             "speedup_interval": None,
+            "left": [],
             "memory": cost.peak_bytes(planned, work),
             "kv": cost.kv_bytes(planned, work.prompt + work.new, work.batch),
             "joint": None if rung is None else rung.joint,
@@ -315,6 +332,7 @@ class Search:
             "chosen": selection.number,
             "promise": selection.promise,
             "withheld": list(selection.withheld),
+            "not_offered": self._refused,
         }
 
 
