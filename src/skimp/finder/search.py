@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from skimp.finder.accuracy import Accuracies, Scorer, score_near, would_pass
 from skimp.finder.budget import Budget
 from skimp.finder.choices import Setting, plan_of
 from skimp.finder.clock import Clock, measure_prices
@@ -72,6 +73,7 @@ class Search:
         do: does jobs in order, here or elsewhere (:mod:`skimp.finder.workers`).
         shown: is given (speed, harm) points of the frontier whenever more is known, and those of
             other plans with their names.
+        scorer: scores plans on the tasks of a budget on accuracy.
     """
 
     def __init__(
@@ -84,9 +86,11 @@ class Search:
         *,
         progress: Progress = SILENT,
         shown: Shown = lambda points, others: None,
+        scorer: Scorer | None = None,
     ) -> None:
         self._model, self._wanted, self._texts, self._state = model, wanted, texts, state
         self._do, self._progress, self._shown = do, progress, shown
+        self._scorer = scorer
         self._anatomy = Anatomy.of(model)
         self._started = time.monotonic()
         self._clock: Clock | None = None
@@ -102,11 +106,14 @@ class Search:
         rungs = self._climb()
         self._judge([(bare(plan_of(rung.chosen, self._anatomy)), rung) for rung in rungs])
         self._time()
+        self._accuracies()
         self._repair(self._able)
         self._add_rules(rules)
         _mark_frontier(self._entries)
         self._entries.sort(key=lambda entry: entry["number"])
-        selection = select(self._wanted.budget, self._entries, self._sums, self._seconds_of)
+        selection = select(
+            self._wanted.budget, self._entries, self._sums, self._seconds_of, self._accuracies()
+        )
         return Found(self._document(selection), selection)
 
     def _climb(self) -> list[Rung]:
@@ -193,8 +200,10 @@ class Search:
         ordered = sorted(rungs, key=lambda rung: rung.repaired)
         if budget.quality:
             most = min(limit.value for limit in budget.quality) / _LOSS
-            within = [rung for rung in ordered if rung.repaired <= most]
-            return [*within[-1:], *ordered[len(within) : len(within) + 1]]
+            return _edge(ordered, most)
+        if self._scorer is not None:
+            held = [e["joint"] for e in self._entries if would_pass(e)]
+            return _edge(ordered, max(held, default=0.0))
         timed = {entry["file"]: entry["speedup"] for entry in self._entries}
         for rung in ordered:
             plan = plan_of(rung.chosen, self._anatomy)
@@ -202,6 +211,19 @@ class Search:
             if affordable(budget, entry | {"speedup": timed.get(_file_of(bare(plan)))}):
                 return [rung]
         return []
+
+    def _accuracies(self) -> Accuracies | None:
+        """The plans near a budget on accuracy, scored; each only once."""
+        if self._scorer is None:
+            return None
+        able = [
+            entry
+            for entry in self._entries
+            if entry["source"] == "finder"
+            and entry["number"] in self._sums
+            and affordable(self._wanted.budget, entry)
+        ]
+        return score_near(able, self._scorer, self._late)
 
     def _run_jobs(self, jobs: Sequence[Job], entries: Sequence[Entry]) -> None:
         waiting = [
@@ -303,6 +325,7 @@ class Search:
             "speedup": None,
             "speedup_interval": None,
             "left": [],
+            "accuracy": None,
             "memory": cost.peak_bytes(planned, work),
             "kv": cost.kv_bytes(planned, work.prompt + work.new, work.batch),
             "joint": None if rung is None else rung.joint,
@@ -334,6 +357,12 @@ class Search:
             "withheld": list(selection.withheld),
             "not_offered": self._refused,
         }
+
+
+def _edge(ordered: Sequence[Rung], most: float) -> list[Rung]:
+    """The last rung of no more harm once it is repaired, and the next."""
+    within = [rung for rung in ordered if rung.repaired <= most]
+    return [*within[-1:], *ordered[len(within) : len(within) + 1]]
 
 
 def _different(rungs: Iterable[Rung]) -> list[Rung]:
