@@ -8,6 +8,7 @@ from tests import families, tiny
 from torch import nn
 
 from skimp.finder.choices import WHOLE, Choice, Gain, Setting, offers, plan_of
+from skimp.finder.clock import Clock
 from skimp.finder.judge import SUMS, Judge, fit, quality
 from skimp.finder.knapsack import pick
 from skimp.finder.menu import Menu
@@ -19,6 +20,7 @@ from skimp.measure import cost
 from skimp.methods.exit.costs import Costs
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
+from skimp.progress import SILENT
 from skimp.workload import Workload
 
 WORK = Workload.parse("64+32x1")
@@ -119,3 +121,38 @@ def test_exits_are_fitted_on_what_the_plan_leaves(model: nn.Module) -> None:
     assert any(name.startswith("exit.") for name in plan.values)
     sums = Judge(model, windows())(plan)
     assert sums.shape[1] == SUMS + 1 and bool(sums.isfinite().all())
+
+
+def test_probes_are_timed_once(
+    model: nn.Module, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that one seed gives one plan where time counts, too."""
+    monkeypatch.setattr("skimp.finder.clock.root", lambda: tmp_path)
+    calls: list[int] = []
+
+    def timed(*_: Any) -> tuple[float, dict[int, float]]:
+        calls.append(1)
+        return 1.0, {0: 0.01}
+
+    monkeypatch.setattr("skimp.finder.offers.exit.timed", timed)
+    setting = Setting(tiny.calibration(count=24), windows(), WORK, by_time=True)
+    first = offers()["exit"].look(model, setting, SILENT)  # type: ignore[attr-defined]
+    assert offers()["exit"].look(model, setting, SILENT) == first  # type: ignore[attr-defined]
+    assert len(calls) == 1
+
+
+def test_what_a_probe_costs_decides(
+    model: nn.Module, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skimp.finder.clock.root", lambda: tmp_path)
+    monkeypatch.setattr("skimp.finder.offers.exit.timed", lambda *_: (1.0, {0: 50.0}))
+    setting = Setting(tiny.calibration(count=24), windows(), WORK, by_time=True)
+    gains, refused = look(model, setting, State(tmp_path / "s", {}))
+    assert gains == []
+    assert "no probe pays" in refused[0]["reason"]
+
+
+def test_a_clock_reads_several_texts_where_tokens_leave(model: nn.Module) -> None:
+    text = torch.arange(200) % families.VOCABULARY
+    found = Clock(model, Workload(8, 24, 1), text=text).speedup(exits(model, -1.0, probe=0))
+    assert 0 < found.low <= found.estimate <= found.high

@@ -156,9 +156,7 @@ class Search:
         """The menu with what is worth choosing for the whole model."""
         work, by_time = self._wanted.workload, self._wanted.costs == "measured"
         setting = Setting(self._texts.fitting, self._texts.choosing, work, by_time)
-        gains, self._refused = look(
-            self._model, setting, self._state, late=self._late, progress=self._progress
-        )
+        gains, self._refused = look(self._model, setting, self._state, self._progress)
         return menu.with_whole(gains)
 
     def _speeds(self) -> list[float]:

@@ -1,6 +1,6 @@
 """Choices of the whole model: what offers of them find, and what plans that have them read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -25,19 +25,12 @@ def look(
     model: nn.Module,
     setting: Setting,
     state: State,
-    *,
-    late: Callable[[], bool] = lambda: False,
     progress: Progress = SILENT,
 ) -> tuple[list[Gain], list[dict[str, str]]]:
-    """What is worth choosing, and of each offer that finds nothing its name and the reason.
-
-    `late`: whether no further offer is to be looked at.
-    """
+    """What is worth choosing, and of each offer that finds nothing its name and the reason."""
     gains: list[Gain] = []
     refused: list[dict[str, str]] = []
     for name, offer in whole_offers().items():
-        if late():
-            break
 
         def found(offer: WholeOffer = offer) -> dict[str, Any]:
             some, reason = offer.look(model, setting, progress)
