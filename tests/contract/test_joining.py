@@ -26,7 +26,7 @@ from skimp.models.anatomy import Anatomy
 LENGTHS = (WINDOW + 4, WINDOW - 2, 1, 26)
 STEPS = 6
 # Each brings something of its own: windows in all or some layers, learned positions, gate and up in
-# one matrix, a cache of transformers' own, with ALiBi and without. All families are held by the plan that drops.
+# one matrix, a cache of transformers' own, with ALiBi and without. The plan that drops is for all.
 TRAITS = ("llama", "mistral", "gemma3_text", "opt", "phi3", "gpt2", "falcon-alibi", "falcon-7b")
 traits = pytest.mark.parametrize("sample", TRAITS, indirect=True)
 few = pytest.mark.parametrize("sample", ("llama", "mistral", "falcon-7b"), indirect=True)
