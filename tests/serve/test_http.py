@@ -266,6 +266,24 @@ def test_while_loading() -> None:
     assert [str(error) for error in errors] == ["no such model; give another."]
 
 
+def test_closing_while_loading() -> None:
+    go = threading.Event()
+
+    def slowly() -> Any:
+        go.wait(20)
+        raise LoadError("no such model; give another.")
+
+    listening = listen("127.0.0.1", 0)
+    host, url = Host(slowly, Settings(), listening), address(listening)
+    thread = threading.Thread(target=host.run)
+    thread.start()
+    until(lambda: httpx.get(f"{url}/live").status_code == 200)
+    host.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    go.set()
+
+
 def test_running_answers_end_before_the_server_does() -> None:
     with running(pace_s=0.02) as own:
         stream = own.client().completions.create(
@@ -297,6 +315,8 @@ def test_answers_that_take_longer_than_the_grace_are_cut_off() -> None:
 def test_addresses() -> None:
     port = free_port()
     with listen("127.0.0.1", port) as first:
+        # Without the protocol's name asyncio would hold small packets back.
+        assert first.proto == socket.IPPROTO_TCP
         assert address(first) == f"http://127.0.0.1:{port}"
         with pytest.raises(SkimpError, match=f"--port: 127.0.0.1 port {port}"):
             listen("127.0.0.1", port)

@@ -199,9 +199,9 @@ def serve(
         ctx, json_file=json_file, seed=seed, device=device, dtype=dtype, threads=threads
     )
     settings = Settings(
-        key=_key(api_key),
+        key=_key(api_key or None),
         origins=tuple(_origin(one) for one in cors or ()),
-        hosts=_hosts(host, api_key),
+        hosts=_hosts(host, api_key or None),
         body_bytes=max_body,
         new=max_tokens,
         timeout_s=timeout or None,
@@ -279,6 +279,7 @@ class _Serving:
         with self.run.progress.task("Making kernels ready"):
             kernels.available()
         header |= self.run.loaded_header(loaded, anatomy, chosen or loaded.plan)
+        header["command"] = self._without_key(header["command"])
         return build(
             loaded,
             chosen,
@@ -294,6 +295,11 @@ class _Serving:
         if asked.changes:
             require_dense(loaded, "serve --plan")
         return with_exit(with_experts(asked.plan, asked.experts, anatomy), asked.exit, anatomy)
+
+    def _without_key(self, command: str) -> str:
+        """A command line that may be shown."""
+        key = self.settings.key
+        return command if key is None else command.replace(shlex.quote(key), "KEY")
 
     def _warn(self, host: str) -> None:
         if self.settings.key is None and not _is_loopback(host):
@@ -356,6 +362,7 @@ def _require_extra() -> None:
 
 
 def _key(key: str | None) -> str | None:
+    # An empty variable in the environment is no key.
     if key is not None and (not key.strip() or not key.isprintable() or key != key.strip()):
         raise SkimpError("--api-key: it must be some text without spaces around it; give another.")
     return key

@@ -57,7 +57,7 @@ def build(
         context=anatomy.context_length,
         vocabulary=anatomy.vocabulary,
         chat=texts.chat,
-        choices=limits.batch + limits.waiting,
+        choices=limits.waiting,
         new=settings.new,
         timeout_s=settings.timeout_s,
         allow=settings.allow,

@@ -120,6 +120,8 @@ class Host:
             self.stage.open(service)
             if self.stage.phase == "ready":
                 self._ready(service)
+        except asyncio.CancelledError:  # told to end before there was a model
+            raise
         except BaseException as error:
             self._error = error
             self._server.should_exit = True

@@ -197,17 +197,17 @@ class Panel {
     compare();
   }
 
-  /** Shade a token by the share of the layers it took, and draw it. */
+  /** Colour a token by how early it was decided, as reports do, and draw its depth. */
   deepen(span, depth) {
     const layers = this.model.skimp.layers;
-    const shade = Math.max(1, Math.ceil((MOST_DEPTHS * depth) / layers));
+    const shade = shadeOf(depth, layers);
     this.depths.push(depth);
-    span.classList.add(`depth-${shade}`);
-    span.title = `after ${depth} of ${layers} layers`;
+    if (shade) span.classList.add(`depth-${shade}`);
+    span.title = `decided after ${depth} of ${layers} layers`;
     const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     const attributes = { x: this.depths.length - 0.9, y: layers - depth, width: 0.8, height: depth };
     for (const [name, value] of Object.entries(attributes)) bar.setAttribute(name, value);
-    bar.classList.add(`shade-${shade}`);
+    if (shade) bar.classList.add(`shade-${shade}`);
     this.chart.append(bar);
     this.chart.setAttribute("viewBox", `0 0 ${Math.max(this.depths.length, 48)} ${layers}`);
     const mean = this.depths.reduce((sum, one) => sum + one, 0) / this.depths.length;
@@ -216,8 +216,8 @@ class Panel {
     this.root.querySelector("[data-depth]").hidden = false;
     this.figure("depth", mean.toFixed(1), `of ${layers}`);
     byId("legend").hidden = byId("legend-depth").hidden = false;
-    byId("depth-low").textContent = "1";
-    byId("depth-high").textContent = String(layers);
+    byId("depth-low").textContent = `${Math.floor(layers / 2)} or fewer`;
+    byId("depth-high").textContent = `${layers - 1} layers; without colour: all ${layers}`;
   }
 
   end(reason, figures) {
@@ -273,15 +273,12 @@ function verdict(together) {
   } else if (dense.speed && planned.speed) {
     const ratio = planned.speed / dense.speed;
     kind = ratio > 1 ? "faster" : "";
-    words.push(`Planned, it writes ${ratio.toFixed(2)} times as many tokens a second, this once.`);
+    const how = ratio > 1 ? "it writes" : "it is not faster:";
+    words.push(`Planned, ${how} ${ratio.toFixed(2)} times as many tokens a second, this once.`);
   }
-  words.push(
-    same === all
-      ? `All ${all} tokens are the same.`
-      : same
-        ? `The first ${same} of ${all} tokens are the same.`
-        : "They differ from the first token on.",
-  );
+  if (same === all) words.push(`All ${all} tokens are the same.`);
+  else if (same > 1) words.push(`The first ${same} of ${all} tokens are the same.`);
+  else words.push(`They differ from the ${same ? "second" : "first"} token on.`);
   say(words.join(" "), kind);
 }
 
@@ -333,6 +330,13 @@ async function write() {
     byId("go").disabled = false;
     byId("stop").disabled = true;
   }
+}
+
+/** 0 for all layers; the earlier, the stronger, up to `MOST_DEPTHS` at half of them. */
+function shadeOf(depth, layers) {
+  if (depth >= layers) return 0;
+  const left = (2 * (layers - depth)) / layers;
+  return Math.min(MOST_DEPTHS, Math.ceil(MOST_DEPTHS * left));
 }
 
 // --- small things ---------------------------------------------------------------------------------
