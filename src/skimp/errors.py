@@ -33,6 +33,10 @@ class RequestError(SkimpError):
     """A request to the engine cannot be served; the message names what would fit."""
 
 
+class ExportError(SkimpError):
+    """A model cannot be written for an engine, or not verified in it; the message says why."""
+
+
 class RecipeError(SkimpError):
     """A recipe is malformed, or the data it names are not there; the message names the field."""
 

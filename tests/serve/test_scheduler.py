@@ -20,7 +20,7 @@ from torch import Tensor
 from skimp.engine import Engine, Sampling
 from skimp.engine.batching import Batch
 from skimp.errors import RequestError
-from skimp.serve.jobs import Busy, Job, Limits, Stats, Ticket, Told
+from skimp.serve.jobs import Busy, Job, Limits, Side, Stats, Ticket, Told
 from skimp.serve.scheduler import Scheduler
 from skimp.serve.work import Work
 
@@ -216,7 +216,8 @@ def test_two_sides_share_a_thread(engine: Engine, tokens_held: int | None) -> No
     scheduler = Scheduler({"planned": thin, "dense": engine}, None, limits)
     scheduler.start()
     asked = prompts(6)
-    pairs = [(prompt, side) for prompt in asked for side in ("planned", "dense")]
+    sides: tuple[Side, ...] = ("planned", "dense")
+    pairs = [(prompt, side) for prompt in asked for side in sides]
     tickets = [scheduler.submit(Job(prompt, 7, side=side)) for prompt, side in pairs]
     answers = [tokens(told(ticket)) for ticket in tickets]
     scheduler.close()
@@ -509,6 +510,7 @@ def test_the_demo_model_answers_alike_in_any_company() -> None:
 
     loaded = skimp.load("demo", dtype="float32")
     engine, tokenizer = Engine(loaded.model), loaded.tokenizer
+    assert tokenizer is not None
     texts = ["The capital of France is", "Once upon a time", "def main():\n", "2, 4, 6,"]
     asked = [tuple(tokenizer(text)["input_ids"]) for text in texts]
     scheduler = Scheduler({"planned": engine}, tokenizer, Limits(chunk=3))

@@ -1,0 +1,27 @@
+"""The targets by name."""
+
+from collections.abc import Mapping
+
+from skimp.errors import ExportError
+from skimp.export import decilm, plain, transformers
+from skimp.export.target import Target
+
+TARGETS: Mapping[str, Target] = {
+    transformers.TARGET.name: transformers.TARGET,
+    plain.TARGET.name: plain.TARGET,
+    decilm.TARGET.name: decilm.TARGET,
+}
+
+
+def target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        ExportError: there is none.
+    """
+    try:
+        return TARGETS[name]
+    except KeyError:
+        raise ExportError(
+            f"--to: there is no target {name!r}; known are {', '.join(TARGETS)}."
+        ) from None
