@@ -25,7 +25,8 @@ class Run:
 class FakeScheduler:
     """Emits a token of every job each `pace_s`. `script`: what to end with or fail at, by prompt.
 
-    Tokens follow from the prompt's sum, and on a dense side they differ from the third on.
+    Tokens follow from the prompt's sum, and on a dense side they differ from the third on. `go`:
+    nobody gets more than three tokens before it is set.
     """
 
     tokenizer: Any
@@ -34,6 +35,7 @@ class FakeScheduler:
     pace_s: float = 0.001
     ends: Mapping[tuple[int, ...], str] = field(default_factory=dict)
     exits: bool = False
+    go: threading.Event | None = None
 
     def __post_init__(self) -> None:
         self.seen: list[Job] = []
@@ -96,6 +98,8 @@ class FakeScheduler:
             error = "the model's logits hold NaN." if script == "error" else None
             ticket.tell(Told(None, rest, ended=script, error=error))  # type: ignore[arg-type]
             return False
+        if self.go is not None and run.given == 3 and not self.go.is_set():
+            return True
         token = self.token(job, run.given)
         run.given += 1
         text = run.stops.add(run.pieces.add(token))

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.serve.conftest import Running, chatting, running
+from tests.serve.serving import Running, chatting, running
 from tests.serve.test_completions import TOKENIZER, expected
 
 MESSAGES = [
@@ -115,7 +115,7 @@ def test_what_asks_for_nothing_is_no_matter(client: Any) -> None:
 
 
 def test_how_long_answers_are_unasked(server: Running, client: Any) -> None:
-    from tests.serve.conftest import CONTEXT
+    from tests.serve.serving import CONTEXT
 
     found = client.chat.completions.create(**GREEDY)
     assert found.usage.total_tokens == CONTEXT

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import make_tokenizer
-from tests.serve.conftest import CONTEXT, Running
+from tests.serve.serving import CONTEXT, Running
 
 TOKENIZER = make_tokenizer()
 PROMPT = "The river runs"
@@ -216,7 +216,7 @@ def test_tokens_are_told(server: Running, client: Any, stream: bool) -> None:
 
 
 def test_an_end_brings_the_rest_of_the_text(server: Running) -> None:
-    from tests.serve.conftest import running
+    from tests.serve.serving import running
 
     with running(ends={tuple(IDS): "end"}) as own:
         for stream in (False, True):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from tests.cli.conftest import make_tokenizer
-from tests.serve.conftest import Running, free_port, openai, running
+from tests.serve.serving import Running, free_port, openai, running
 from tests.serve.test_refused import check_error
 
 from skimp.errors import LoadError, SkimpError
@@ -171,7 +171,7 @@ def test_an_answer_that_fails(script: str, status: int, code: str) -> None:
 
 
 def test_a_full_queue() -> None:
-    with running(limits=Limits(batch=1, waiting=1), pace_s=0.02) as own:
+    with running(limits=Limits(batch=1, waiting=1), go=threading.Event()) as own:
         client = own.client()
         streams = [client.completions.create(model="tiny", stream=True, **BODY) for _ in range(2)]
         until(lambda: own.scheduler.stats().waiting == 1)
@@ -285,7 +285,8 @@ def test_closing_while_loading() -> None:
 
 
 def test_running_answers_end_before_the_server_does() -> None:
-    with running(pace_s=0.02) as own:
+    go = threading.Event()
+    with running(go=go) as own:
         stream = own.client().completions.create(
             model="tiny", stream=True, **{**BODY, "max_tokens": 40}
         )
@@ -295,6 +296,7 @@ def test_running_answers_end_before_the_server_does() -> None:
         assert httpx.get(f"{own.url}/health").json()["status"] == "closing"
         found = httpx.post(f"{own.url}/v1/completions", json=BODY)
         assert "closing" in check_error(found, 503, None)
+        go.set()
         parts = list(stream)
         assert parts[-1].choices[0].finish_reason == "length"
         own.thread.join(20)

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.serve.conftest import Running, running
+from tests.serve.serving import Running, running
 from tests.serve.test_http import until
 
 from skimp.serve.terms import Settings

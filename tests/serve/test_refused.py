@@ -11,7 +11,7 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.serve.conftest import CONTEXT, Running, chatting, running
+from tests.serve.serving import CONTEXT, Running, chatting, running
 
 from skimp.serve.faults import Fault
 from skimp.serve.fields import parse

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.families import VOCABULARY, build
-from tests.serve.conftest import openai
+from tests.serve.serving import openai
 from tests.serve.test_http import until
 from tests.tiny import byte_tokenizer
 
