@@ -7,7 +7,7 @@
 #define SKIMP_ABI_H
 #include <stdint.h>
 
-enum { ABI = 4 }; /* goes up with every change below */
+enum { ABI = 5 }; /* goes up with every change below */
 enum { FAIL_INDEX = 1, FAIL_MEMORY = 2 };
 enum { ISA_PORTABLE = 0, ISA_AVX2 = 1, ISA_AVX512BF16 = 2 };
 enum { LINEAR_JOBS = 4 };
@@ -44,6 +44,7 @@ typedef struct {
     int64_t k_b, k_h, k_s, v_b, v_h, v_s, valid_b, valid_q;
     double scale, softcap;
     int64_t dtype, threads;
+    int64_t oldest;            /* entry to begin with; after the last comes the first */
 } attend_args;
 
 typedef struct {

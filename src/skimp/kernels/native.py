@@ -23,11 +23,11 @@ MOST_ROWS = 16
 ISAS = ("portable", "avx2", "avx512bf16")
 """Instruction sets, from the least; the number of each in `abi.h` is its place."""
 
-_ABI = 4
+_ABI = 5
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _LINEAR = {jobs: Struct(f"{7 + 6 * jobs}q") for jobs in (1, 2, 3, 4)}
 _NEURONS = Struct("12q")
-_ATTEND = Struct("24q2d2q")
+_ATTEND = Struct("24q2d3q")
 _STORE = Struct("14q")
 _NORM = Struct("5q2d2q")
 _SCREEN = Struct("19q2d2q")
@@ -249,6 +249,7 @@ class Native:
             softcap,
             code,
             self.threads,
+            0,
         )
         failed = self._attend(packed)
         if failed:
