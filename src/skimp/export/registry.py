@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from skimp.errors import ExportError
+from skimp.export.gguf.target import Gguf
 from skimp.export.target import Target
 
-TARGETS: Mapping[str, Target] = {}
+TARGETS: Mapping[str, Target] = {each.name: each for each in (Gguf(),)}
 
 
 def target(name: str) -> Target:

@@ -53,12 +53,17 @@ class FeedForward:
 class Replaced:
     """A fill: `map` [d, d] of the normalised input; where `norm` is None the constant `map.bias`.
 
-    `rank`: of the map, None for no limit.
+    `factors`: of a map of low rank, up [d, rank] and down [rank, d], whose product `map` is.
     """
 
     norm: Tensor | None
     map: Affine
-    rank: int | None = None
+    factors: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """Of the map, None for no limit."""
+        return None if self.factors is None else self.factors[0].shape[1]
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ def _replaced(fill: carve.Fill, norm: Any) -> Replaced | None:
     up, down = fill.up, fill.down
     if isinstance(down, nn.Linear):
         # The product in float32: its rounding should be the format's alone.
-        whole = (up.weight.detach().float() @ down.weight.detach().float()).to(up.weight.dtype)
-        return Replaced(norm.weight.detach(), Affine(whole, up.bias.detach()), down.out_features)
+        factors = up.weight.detach(), down.weight.detach()
+        whole = (factors[0].float() @ factors[1].float()).to(up.weight.dtype)
+        return Replaced(norm.weight.detach(), Affine(whole, up.bias.detach()), factors)
     return Replaced(norm.weight.detach(), Affine.of(up))
