@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 
 from skimp.errors import ExportError
-from skimp.export.gguf.target import Gguf
+from skimp.export import plain, transformers
+from skimp.export.gguf import target as gguf
 from skimp.export.target import Target
 
-TARGETS: Mapping[str, Target] = {each.name: each for each in (Gguf(),)}
+TARGETS: Mapping[str, Target] = {
+    each.name: each for each in (transformers.TARGET, plain.TARGET, gguf.TARGET)
+}
 
 
 def target(name: str) -> Target:

@@ -22,11 +22,11 @@ class Gguf:
     """Planned Llama-shaped models as one GGUF file."""
 
     name = "gguf"
-    engines: tuple[str, ...] = ("llama.cpp", "Ollama", "LM Studio")
+    engines = ("llama.cpp", "Ollama", "LM Studio")
     holds = "dropped attention, FFs and layers with every fill, narrower FFs, repairs"
     lacks = "experts chosen by prompt and early exits, which no file can hold"
-    formats: tuple[str, ...] = (*OWN, *quantizer.FORMATS)
-    check: Check | None = Check(
+    formats = (*OWN, *quantizer.FORMATS)
+    check = Check(
         script="llama.py",
         module="llama_cpp",
         install="pip install llama-cpp-python",
@@ -82,6 +82,9 @@ class Gguf:
         vocabulary = tokenizer.read(product)
         remarks = vocabulary.remarks if isinstance(vocabulary, tokenizer.Vocabulary) else ()
         return "\n".join([*(f"- {line}" for line in lines), *(f"\n{each}" for each in remarks)])
+
+
+TARGET = Gguf()
 
 
 def write(product: Product, form: str, path: Path) -> Layout:
