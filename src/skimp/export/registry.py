@@ -8,7 +8,9 @@ from skimp.export.gguf import target as gguf
 from skimp.export.target import Target
 
 TARGETS: Mapping[str, Target] = {
-    each.name: each for each in (transformers.TARGET, plain.TARGET, gguf.TARGET)
+    transformers.TARGET.name: transformers.TARGET,
+    plain.TARGET.name: plain.TARGET,
+    gguf.TARGET.name: gguf.TARGET,
 }
 
 

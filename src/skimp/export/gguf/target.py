@@ -27,7 +27,7 @@ class Gguf:
     lacks = "experts chosen by prompt and early exits, which no file can hold"
     formats = (*OWN, *quantizer.FORMATS)
     check = Check(
-        script="llama.py",
+        script="checks/llama.py",
         module="llama_cpp",
         install="pip install llama-cpp-python",
         tells=("logits", "tokens"),
