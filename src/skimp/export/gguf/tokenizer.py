@@ -18,6 +18,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 _SPACE = "▁"
 _UNMERGED = -1e9  # the score of a token that no merge makes: it is never the best
+_STRAY = 0.01  # share of tokens that SentencePiece would also merge from other parts
 _PREPEND = {"type": "Prepend", "prepend": _SPACE}
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 
@@ -136,6 +137,9 @@ def _pieces(spec: Mapping[str, Any], tokens: list[str], types: list[int]) -> Voc
     if prefix is None:
         return _obstacle("treats spaces in a way that llama.cpp does not know")
     scores = _scores(spec["model"])
+    stray = _stray(spec["model"], tokens, types)
+    if stray > _STRAY * len(tokens):
+        return _obstacle("merges pairs by a list, where llama.cpp merges any two by a score")
     for number, word in enumerate(tokens):
         if re.fullmatch("<0x[0-9A-F]{2}>", word):
             types[number] = BYTE
@@ -148,6 +152,11 @@ def _pieces(spec: Mapping[str, Any], tokens: list[str], types: list[int]) -> Voc
         for word, kind in zip(tokens, types, strict=True)
     ]
     remarks = []
+    if stray:
+        remarks.append(
+            f"llama.cpp merges {stray} of {len(tokens)} tokens from parts that the original "
+            "tokenizer does not; rare text gives other tokens."
+        )
     if prefix == "first":
         remarks.append(
             "llama.cpp puts a space before text behind a special token, where the original "
@@ -165,6 +174,20 @@ def _scores(model: Mapping[str, Any]) -> dict[str, float]:
         made = "".join(pair.split(" ") if isinstance(pair, str) else pair)
         scores.setdefault(made, -float(rank))
     return scores
+
+
+def _stray(model: Mapping[str, Any], tokens: list[str], types: list[int]) -> int:
+    """How many tokens two others make up that no merge names."""
+    merges = {
+        tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]
+    }
+    words = {word for word, kind in zip(tokens, types, strict=True) if kind == NORMAL}
+
+    def strays(word: str) -> bool:
+        pairs = ((word[:at], word[at:]) for at in range(1, len(word)))
+        return any(a in words and b in words and (a, b) not in merges for a, b in pairs)
+
+    return sum(strays(word) for word in words)
 
 
 def _prefix(spec: Mapping[str, Any]) -> str | None:
