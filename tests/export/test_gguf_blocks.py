@@ -31,7 +31,7 @@ def _branch(kind: str, place: str, random: torch.Generator) -> Any:
         return Replaced(norm, square)
     if kind == "low":
         up, down = _affine(random, _HIDDEN, 3).weight, _affine(random, 3, _HIDDEN).weight
-        return Replaced(norm, Affine(up @ down, square.bias), (up, down))
+        return Replaced(norm, Affine(up @ down, square.bias), 3, (down, up))
     if place == "attention":
         maps = (_affine(random, _HIDDEN, _HIDDEN) for _ in range(4))
         return Attention(norm, *maps)

@@ -201,7 +201,9 @@ def test_pieces_whose_merges_are_a_list_of_their_own_are_refused() -> None:
     tokenizer = pieces()
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     spec["model"]["merges"] = spec["model"]["merges"][::2]
-    given = product(model(vocab_size=len(tokenizer)), _wrapped(Tokenizer.from_str(json.dumps(spec))))
+    given = product(
+        model(vocab_size=len(tokenizer)), _wrapped(Tokenizer.from_str(json.dumps(spec)))
+    )
     assert isinstance(gguf_tokenizer.read(given), Obstacle)
 
 

@@ -53,17 +53,14 @@ class FeedForward:
 class Replaced:
     """A fill: `map` [d, d] of the normalised input; where `norm` is None the constant `map.bias`.
 
-    `factors`: of a map of low rank, up [d, rank] and down [rank, d], whose product `map` is.
+    `rank`: of the map, None for no limit. Where there is one, `factors` are the maps [rank, d] and
+    [d, rank] that it is the product of.
     """
 
     norm: Tensor | None
     map: Affine
+    rank: int | None = None
     factors: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def rank(self) -> int | None:
-        """Of the map, None for no limit."""
-        return None if self.factors is None else self.factors[0].shape[1]
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,11 @@ def _replaced(fill: carve.Fill, norm: Any) -> Replaced | None:
     up, down = fill.up, fill.down
     if isinstance(down, nn.Linear):
         # The product in float32: its rounding should be the format's alone.
-        factors = up.weight.detach(), down.weight.detach()
-        whole = (factors[0].float() @ factors[1].float()).to(up.weight.dtype)
-        return Replaced(norm.weight.detach(), Affine(whole, up.bias.detach()), factors)
+        whole = (up.weight.detach().float() @ down.weight.detach().float()).to(up.weight.dtype)
+        return Replaced(
+            norm.weight.detach(),
+            Affine(whole, up.bias.detach()),
+            down.out_features,
+            (down.weight.detach(), up.weight.detach()),
+        )
     return Replaced(norm.weight.detach(), Affine.of(up))

@@ -105,7 +105,7 @@ def _narrow(fill: Replaced) -> FeedForward | None:
     """The fill as an FF of as many neurons as its rank, if that reads fewer weights."""
     if fill.factors is None or fill.norm is None:
         return None
-    up, down = fill.factors  # [d, r], [r, d]
+    down, up = fill.factors  # [r, d], [d, r]
     hidden, rank = up.shape
     neurons = -(-rank // NARROWEST) * NARROWEST
     if 3 * neurons >= hidden + 3 * NARROWEST:

@@ -61,7 +61,7 @@ class Gguf:
         Raises:
             ExportError: the gguf package is missing, or llama.cpp's quantizer fails.
         """
-        path = folder / f"{product.name}-{form.upper()}.gguf"
+        path = folder / _file_name(product, form)
         if form in OWN:
             write(product, form, path)
             return path
@@ -72,12 +72,13 @@ class Gguf:
         return path
 
     def loading(self, product: Product, form: str) -> str:
-        """Markdown: how to load the result in each engine, `MODEL` standing for its place."""
+        """Markdown: how to load the result in each engine, `MODEL` standing for the folder."""
+        file = f"MODEL/{_file_name(product, form)}"
         lines = [
-            "llama.cpp: `llama-cli -m MODEL` or `llama-server -m MODEL`",
-            "Ollama: a Modelfile with the line `FROM MODEL`, then `ollama create NAME`",
-            "LM Studio: `lms import MODEL`",
-            'llama-cpp-python: `llama_cpp.Llama("MODEL")`',
+            f"llama.cpp: `llama-cli -m {file}` or `llama-server -m {file}`",
+            f"Ollama: a Modelfile with the line `FROM {file}`, then `ollama create {product.name}`",
+            f"LM Studio: `lms import {file}`",
+            f'llama-cpp-python: `llama_cpp.Llama("{file}")`',
         ]
         vocabulary = tokenizer.read(product)
         remarks = vocabulary.remarks if isinstance(vocabulary, tokenizer.Vocabulary) else ()
@@ -115,6 +116,10 @@ def write(product: Product, form: str, path: Path) -> Layout:
     write_tensors(writer, product, form.upper(), layout, path)
     writer.close()
     return layout
+
+
+def _file_name(product: Product, form: str) -> str:
+    return f"{product.name}-{form.upper()}.gguf"
 
 
 def _describe(writer: Any, product: Product, layout: Layout) -> None:
