@@ -31,9 +31,11 @@ def obstacles(product: Product, form: str) -> list[Obstacle]:
 
 
 def source_format(product: Product) -> str:
-    """The format that holds the model's weights bit for bit, to be quantized from."""
-    kinds = {torch.bfloat16: "bf16", torch.float16: "f16"}
-    return kinds.get(product.model.get_input_embeddings().weight.dtype, "f32")
+    """The smallest format that holds the model's weights bit for bit, to be quantized from."""
+    for form, dtype in (("bf16", torch.bfloat16), ("f16", torch.float16)):
+        if all(torch.equal(w.to(dtype).to(w.dtype), w) for w in product.model.parameters()):
+            return form
+    return "f32"
 
 
 def quantize(product: Product, whole: Path, path: Path, form: str) -> None:
