@@ -21,6 +21,10 @@ _UNMERGED = -1e9  # the score of a token that no merge makes: it is never the be
 _STRAY = 0.01  # share of tokens that SentencePiece would also merge from other parts
 _PREPEND = {"type": "Prepend", "prepend": _SPACE}
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+_APPROXIMATE = {
+    "tekken": "llama.cpp splits words at combining marks (Hindi, Thai), where the original "
+    "tokenizer does not; such text gives other tokens."
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def _bytes(spec: Mapping[str, Any], tokens: list[str], types: list[int]) -> Voca
         return _obstacle("splits text in a way that llama.cpp has no name for")
     if model.get("ignore_merges", False) != (pre in splitting.WHOLE_WORDS):
         return _obstacle(f"splits text as {pre} does, but merges pairs otherwise")
-    remarks = []
+    remarks = [_APPROXIMATE[pre]] if pre in _APPROXIMATE else []
     if spec["normalizer"] == {"type": "NFC"}:
         remarks.append(
             "llama.cpp reads text as it stands, where the original tokenizer first composes "
@@ -157,10 +161,10 @@ def _pieces(spec: Mapping[str, Any], tokens: list[str], types: list[int]) -> Voc
             f"llama.cpp merges {stray} of {len(tokens)} tokens from parts that the original "
             "tokenizer does not; rare text gives other tokens."
         )
-    if prefix == "first":
+    if prefix == "where none is":
         remarks.append(
-            "llama.cpp puts a space before text behind a special token, where the original "
-            "tokenizer does so only at the very beginning."
+            "llama.cpp puts a space before any text, also behind a special token or where one "
+            "stands already, as the original tokenizer does not."
         )
     return Vocabulary(
         "llama", tokens, types, scores=ranked, prefix=prefix != "never", remarks=remarks
@@ -191,19 +195,19 @@ def _stray(model: Mapping[str, Any], tokens: list[str], types: list[int]) -> int
 
 
 def _prefix(spec: Mapping[str, Any]) -> str | None:
-    """Where a space is put before text: "always", "first", "never"; None: something else."""
+    """Where a space is put before text: "always", "where none is", "never"; None: unclear."""
     normalizer, splitter = spec["normalizer"], spec["pre_tokenizer"]
     if normalizer is None and splitter is not None and splitter["type"] == "Metaspace":
-        plain = splitter["replacement"] == _SPACE and not splitter.get("split", True)
-        return splitter.get("prepend_scheme", "always") if plain else None
+        if splitter["replacement"] != _SPACE or splitter.get("split", True):
+            return None
+        scheme = splitter.get("prepend_scheme", "always")
+        return "never" if scheme == "never" else "where none is"
     if splitter is not None or normalizer is None:
         return None
     steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
-    return (
-        {1: "never", 2: "always"}[len(steps)]
-        if steps in ([_REPLACE], [_PREPEND, _REPLACE])
-        else None
-    )
+    if steps == [_PREPEND, _REPLACE]:
+        return "always"
+    return "never" if steps == [_REPLACE] else None
 
 
 def _obstacle(reason: str) -> Obstacle:
