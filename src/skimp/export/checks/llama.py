@@ -1,8 +1,7 @@
 """Ask llama.cpp; see :mod:`skimp.export.ask` for job and answer. Runs without skimp.
 
-Keys and values are kept in float32, so that nothing but the weights' own format rounds. Beside what
-every check does, a job may hold `texts`; the answer then holds their token ids by llama.cpp under
-`texts`, special tokens read as such, and under `ends` all tokens at which llama.cpp stops.
+Keys and values are kept in float32, so that nothing but the weights' own format rounds. The answer
+also holds `ends`, all tokens at which llama.cpp stops.
 """
 
 import ctypes
@@ -34,10 +33,9 @@ def main() -> None:
         "engine": f"llama.cpp (llama-cpp-python {version('llama-cpp-python')})",
         "tokens": tokens,
         "logits": logits if job["logits"] else None,
+        "texts": [engine.tokenize(text) for text in job["texts"]],
+        "ends": engine.ends(),
     }
-    if "texts" in job:
-        answer["texts"] = [engine.tokenize(text) for text in job["texts"]]
-        answer["ends"] = engine.ends()
     Path(job["answer"]).write_text(json.dumps(answer))
 
 

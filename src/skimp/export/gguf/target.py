@@ -30,7 +30,7 @@ class Gguf:
         script="checks/llama.py",
         module="llama_cpp",
         install="pip install llama-cpp-python",
-        tells=("logits", "tokens"),
+        tells=("logits", "tokens", "texts"),
     )
 
     def obstacles(self, product: Product, form: str) -> list[Obstacle]:
