@@ -81,6 +81,12 @@ def test_biases_and_heads_of_other_widths(tmp_path: Path, settings: dict[str, An
         assert _off(given, tmp_path) < 1e-4
 
 
+@pytest.mark.parametrize("plan", ["dense", "attention of layer 0", "narrower FFs", "low ranks"])
+def test_maps_that_lie_in_one_weight_are_taken_apart(tmp_path: Path, plan: str) -> None:
+    with planned("phi3", _PLANS[plan], pad_token_id=0, sliding_window=None) as given:
+        assert _off(given, tmp_path) < 1e-4
+
+
 def test_a_file_that_is_wrong_is_noticed(tmp_path: Path) -> None:
     with planned(sections=_PLANS["means"]) as given:
         write(given, "f32", tmp_path / "m.gguf")

@@ -15,30 +15,33 @@ _CASED = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
 )
 
-_BY_PATTERN = {
-    rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}": "llama-bpe",
-    rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}": "qwen2",
-    rf"{_CASED}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": "tekken",
+# By whether a word that is a token is taken as it is (or else its pairs are merged all the same).
+_BY_PATTERN: Mapping[str, Mapping[bool, str]] = {
+    rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}": {True: "llama-bpe", False: "dbrx"},
+    rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}": {False: "qwen2"},
+    rf"{_CASED}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": {True: "tekken"},
 }
 
-WHOLE_WORDS = frozenset({"llama-bpe", "tekken"})
-"""Names under which llama.cpp takes a word that is a token as it is, without merging pairs."""
 
+def name(pre_tokenizer: Mapping[str, Any] | None, *, whole_words: bool) -> str | None:
+    """llama.cpp's name of a byte-level splitting, as tokenizer.json describes it; None: unknown.
 
-def name(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
-    """llama.cpp's name of a byte-level splitting, as tokenizer.json describes it; None: unknown."""
+    `whole_words`: a word that is a token is taken as it is, whatever its merges ("ignore_merges").
+    """
     steps = _steps(pre_tokenizer)
     if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1].get("add_prefix_space"):
         return None
     *leading, last = steps
     if last.get("use_regex", True):  # GPT-2's own pattern
+        if whole_words or len(leading) > 1:
+            return None
         if not leading:
             return "gpt-2"
         digits = leading[0]["type"] == "Digits" and leading[0].get("individual_digits")
-        return "smollm" if digits and len(leading) == 1 else None
+        return "smollm" if digits else None
     if len(leading) != 1 or not _isolates(leading[0]):
         return None
-    return _BY_PATTERN.get(leading[0]["pattern"].get("Regex", ""))
+    return _BY_PATTERN.get(leading[0]["pattern"].get("Regex", ""), {}).get(whole_words)
 
 
 def _steps(pre_tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

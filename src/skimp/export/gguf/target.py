@@ -35,7 +35,7 @@ class Gguf:
 
     def obstacles(self, product: Product, form: str) -> list[Obstacle]:
         """What stands in the way of this model; nothing if it can be written."""
-        found = shaped.obstacles(product)
+        found = shaped.obstacles(product, (*shaped.MODEL_TYPES, *shaped.FUSED))
         if found:
             return found
         config = product.config

@@ -39,6 +39,7 @@ _PLAIN = {
     # model type: architecture, whether rows are turned, biases it reads
     "llama": ("llama", True, frozenset[str]()),
     "mistral": ("llama", True, frozenset[str]()),
+    "phi3": ("llama", True, frozenset[str]()),
     "qwen2": ("qwen2", False, frozenset(("attn_q", "attn_k", "attn_v"))),
 }
 

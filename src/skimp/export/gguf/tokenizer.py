@@ -119,11 +119,9 @@ def _describe_special(writer: Any, product: Product) -> None:
 
 def _bytes(spec: Mapping[str, Any], tokens: list[str], types: list[int]) -> Vocabulary | Obstacle:
     model = spec["model"]
-    pre = splitting.name(spec["pre_tokenizer"])
+    pre = splitting.name(spec["pre_tokenizer"], whole_words=model.get("ignore_merges", False))
     if pre is None:
-        return _obstacle("splits text in a way that llama.cpp has no name for")
-    if model.get("ignore_merges", False) != (pre in splitting.WHOLE_WORDS):
-        return _obstacle(f"splits text as {pre} does, but merges pairs otherwise")
+        return _obstacle("splits and merges text in a way that llama.cpp has no name for")
     remarks = [_APPROXIMATE[pre]] if pre in _APPROXIMATE else []
     if spec["normalizer"] == {"type": "NFC"}:
         remarks.append(
