@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from tests.export.gguf_kit import llama_python, model, product, written
 from tests.models import model_files
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 import skimp
@@ -47,6 +55,15 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+_MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+_CHAT = """
+import json, sys, llama_cpp
+model = llama_cpp.Llama(sys.argv[1], n_ctx=128, n_threads=1, verbose=False)
+messages = json.loads(sys.argv[2])
+print(json.dumps(model.create_chat_completion(messages, max_tokens=12, temperature=0)))
+"""
 
 
 def _split(pattern: str) -> Any:
@@ -112,6 +129,9 @@ def pieces(**spaces: Any) -> PreTrainedTokenizerFast:
             [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
         )
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
     return _wrapped(backend, unk_token="<unk>")
 
 
@@ -244,3 +264,11 @@ def test_the_demo_models_text_is_divided_alike(tmp_path: Path) -> None:
     answer = _asked(loaded.tokenizer, tmp_path, texts, loaded.model)
     assert answer["texts"] == [loaded.tokenizer(text).input_ids for text in texts]
     assert {loaded.tokenizer.eos_token_id} <= set(answer["ends"])
+    # The chat template travels along, and llama-cpp-python reads prompts by it.
+    python = str(llama_python() or sys.executable)
+    words = [python, "-c", _CHAT, str(tmp_path / "m.gguf"), json.dumps(_MESSAGES)]
+    done = subprocess.run(words, text=True, capture_output=True, check=True)
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    wanted = loaded.tokenizer.apply_chat_template(_MESSAGES, add_generation_prompt=True)
+    assert found["usage"]["prompt_tokens"] == len(wanted["input_ids"])
+    assert "Paris" in found["choices"][0]["message"]["content"]

@@ -113,8 +113,8 @@ def _describe_special(writer: Any, product: Product) -> None:
     for number, add in zip(stops, adds, strict=False):
         add(number)
     around = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(around[0] == tokenizer.bos_token_id)
-    writer.add_add_eos_token(len(around) > 1 and around[-1] == tokenizer.eos_token_id)
+    writer.add_add_bos_token(around[:1] == [tokenizer.bos_token_id])
+    writer.add_add_eos_token(around[1:][-1:] == [tokenizer.eos_token_id])
 
 
 def _bytes(spec: Mapping[str, Any], tokens: list[str], types: list[int]) -> Vocabulary | Obstacle:
