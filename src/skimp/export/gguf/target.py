@@ -23,8 +23,8 @@ class Gguf:
 
     name = "gguf"
     engines = ("llama.cpp", "Ollama", "LM Studio")
-    holds = "dropped attention, FFs and layers with every fill, narrower FFs, repairs"
-    lacks = "experts chosen by prompt and early exits, which no file can hold"
+    holds = "Llama, Mistral, Qwen2 and Phi-3 models: dropped sublayers with any fill, narrower FFs"
+    lacks = "other families; attention windows"
     formats = (*OWN, *quantizer.FORMATS)
     check = Check(
         script="checks/llama.py",
