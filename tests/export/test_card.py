@@ -1,6 +1,7 @@
 """The model card: valid metadata, the map of what was left out, what was measured."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,17 @@ def test_metadata_are_yaml(name: str) -> None:
     assert front["base_model"] == "org/tiny" and {"skimp", "llama", name} <= set(front["tags"])
     assert "license" not in front
     assert "base_model" not in front_of(odd) and "# a: b #c" in odd
+
+
+def test_metadata_of_the_source_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\nbase_model: a/b\n---\n# Mine\n")
+    with product("llama", "drop-mean") as made:
+        front = front_of(render(replace(made, source=str(tmp_path)), DECILM, "f32"))
+        demo = front_of(render(replace(made, source="demo"), DECILM, "f32"))
+        (tmp_path / "README.md").write_text("---\n: [\n---\n")
+        broken = front_of(render(replace(made, source=str(tmp_path)), DECILM, "f32"))
+    assert (front["license"], front["base_model"]) == ("mit", "a/b")
+    assert demo["license"] == "apache-2.0" and "license" not in broken
 
 
 def test_map_of_what_was_left_out() -> None:
