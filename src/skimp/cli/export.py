@@ -114,7 +114,7 @@ def export(
     target = named(to)
     check_target(out, force)
     output.check_file(nearest, "--nearest")
-    with product(run, model, plan, name or out.absolute().name) as made:
+    with product(run, model, plan, name or out.absolute().name, engine_python) as made:
         form = form or target.formats[0]
         document = write(
             run, made, target, form, out, force=force, nearest=nearest, asked=verify,
@@ -130,7 +130,9 @@ def export(
 
 
 @contextmanager
-def product(run: Run, model: str, plan: Path | None, name: str) -> Iterator[Product]:
+def product(
+    run: Run, model: str, plan: Path | None, name: str, python: Path | None = None
+) -> Iterator[Product]:
     """The model with its plan on, which is taken off again.
 
     Raises:
@@ -148,12 +150,14 @@ def product(run: Run, model: str, plan: Path | None, name: str) -> Iterator[Prod
         require_dense(loaded, "export")
     if loaded.plan is not None and any(loaded.plan.sections.values()):
         dense = dense_anatomy(loaded.model)
-        yield Product(loaded.model, loaded.tokenizer, loaded.plan, dense, loaded.source, name)
+        yield Product(
+            loaded.model, loaded.tokenizer, loaded.plan, dense, loaded.source, name, python
+        )
         return
     dense = Anatomy.of(loaded.model)
     chosen = given or Plan.empty(dense)
     with put_on(loaded.model, chosen, anatomy=dense):
-        yield Product(loaded.model, loaded.tokenizer, chosen, dense, loaded.source, name)
+        yield Product(loaded.model, loaded.tokenizer, chosen, dense, loaded.source, name, python)
 
 
 def write(

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 from skimp.errors import ExportError
 from skimp.export import decilm, plain, transformers
+from skimp.export.gguf import target as gguf
 from skimp.export.target import Target
 
 TARGETS: Mapping[str, Target] = {
     transformers.TARGET.name: transformers.TARGET,
     plain.TARGET.name: plain.TARGET,
     decilm.TARGET.name: decilm.TARGET,
+    gguf.TARGET.name: gguf.TARGET,
 }
 
 

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from skimp.errors import ExportError
+from skimp.export import dividing
 from skimp.export.ask import Answer, Logits, ask
 from skimp.export.target import Product, Target
 from skimp.export.write import Written
 from skimp.progress import SILENT, Progress
 
 PROMPTS, NEW, LONGEST = 50, 16, 64
-EXACT = 1e-4  # float32 on both sides, sums in another order
+# float32 on both sides, sums in another order: so much, or such a share of the largest logit.
+EXACT, _SHARE = 1e-4, 2e-5
 _ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}
 # Several times what rounding does to transformers itself: other kernels round at other places.
 _ROOM = 3.0
@@ -54,7 +56,8 @@ class Verification:
     planned model's, `ties`: others whose differing tokens are ties, `differ`: the rest. `noise`:
     the largest difference of logits that the number format explains; None for quantized weights,
     whose loss is what the figures show, and then a tie is a margin within `max_difference`.
-    `passed`: None where there is no bar.
+    `passed`: None where there is no bar. `texts`: how many the engine's own tokenizer divided, and
+    `divided_otherwise` those of them in which the model's finds other tokens.
     """
 
     target: str
@@ -72,6 +75,8 @@ class Verification:
     differences: tuple[Difference, ...]
     noise: float | None
     passed: bool | None
+    texts: int = 0
+    divided_otherwise: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,6 +90,9 @@ class Verification:
             tokens += f", on {self.ties} more up to ties (margins up to {widest:.2g})"
         if self.differ:
             tokens += f", different on {self.differ}"
+        if self.texts:
+            same = self.texts - len(self.divided_otherwise)
+            tokens += f"; {same} of {self.texts} texts divided into the same tokens"
         if self.max_difference is None:
             return f"{self.engine}: {tokens}."
         what = "log-probability" if self.normalised else "logit"
@@ -119,10 +127,23 @@ def verify(
     if check is None:
         raise ExportError(f"--verify: {target.name} has no engine to ask; leave it out.")
     texts = make_prompts(product, prompts, new)
+    tells = product.tokenizer is not None and "texts" in check.tells
+    divided = dividing.texts(product.tokenizer) if tells else ()
     with progress.task(f"asking {check.module}", None) as step:
-        answer = ask(check, written.path, written.folder, written.form, texts, new, python=python)
+        answer = ask(
+            check,
+            written.path,
+            written.folder,
+            written.form,
+            texts,
+            new,
+            texts=divided,
+            python=python,
+        )
         step()
-    return compare(product, written, texts, answer, progress)
+    found = compare(product, written, texts, answer, progress)
+    otherwise = dividing.otherwise(product.tokenizer, divided, answer.texts)
+    return replace(found, texts=len(divided), divided_otherwise=tuple(otherwise))
 
 
 def compare(
@@ -206,7 +227,7 @@ def _differing(prompt: int, logits: Tensor, tokens: Sequence[int]) -> list[Diffe
 def _noise(product: Product, form: str, texts: Sequence[list[int]], model: Any) -> float | None:
     """By how much the format alone may move a logit; None where that is not known beforehand."""
     if form == "f32":
-        return EXACT
+        return max(EXACT, _SHARE * max(float(_read(model, text).abs().max()) for text in texts[:5]))
     dtype = _ROUNDED.get(form)
     if dtype is None:
         return None
