@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from skimp.cli import finding, options, output
+from skimp.cli import finding, options, output, parallel
 from skimp.cli.common import (
     Run,
     check_keep,
+    dtype_of,
     layer_list,
     read_plan,
     require_dense,
@@ -154,6 +155,8 @@ def plan(
     ray: finding.RayOption = None,
     state: finding.StateOption = None,
     pick: finding.PickOption = None,
+    tensor_parallel: options.TensorParallel = 1,
+    link: options.LinkText = None,
     json_file: options.JsonFile = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -198,6 +201,7 @@ def plan(
         held_out=held_out,
         pick=pick,
     )
+    parallel.check(tensor_parallel, link)
     listed = {
         "attention": layer_list(attention, "--attention"),
         "ffn": layer_list(ffn, "--ffn"),
@@ -219,6 +223,11 @@ def plan(
     )
     counted = drop_attention + drop_ffn + drop_layers > 0 or rule is not None
     if asked.any:
+        if tensor_parallel > 1:
+            raise SkimpError(
+                "--tensor-parallel: the search is for one device; look at the plan that it finds "
+                "with `skimp inspect --plan PLAN --tensor-parallel N`."
+            )
         others = counted or any(listed.values()) or experts is not None or fit is not None
         _search(run, model, asked, workload, calibration, out, others=others, stream=stream)
         return
@@ -237,16 +246,22 @@ def plan(
     _check_calibration(calibration)
     loaded = run.load(model, stream=stream)
     require_dense(loaded, "plan")
+    dense = Anatomy.of(loaded.model)
+    parallel.require(dense, tensor_parallel)
     if mode == "rule":
         made, facts = choose(run, loaded, wanted, calibration)
     else:
         drawn = drawn or by_hand(loaded, listed, wanted)
-        drawn = thinned(drawn, wanted, Anatomy.of(loaded.model))
+        drawn = thinned(drawn, wanted, dense)
         made, facts = fit_plan(run, loaded, drawn, calibration, tune=tune)
-    made = with_exit(made, exit, Anatomy.of(loaded.model))
+    made = with_exit(made, exit, dense)
     made.write(target)
     document = describe(run, loaded, made, facts, work)
+    document["tensor_parallel"] = parallel.describe(
+        run, dense, made, work, dtype_of(loaded.model), tensor_parallel, link
+    )
     show(run, document, target)
+    parallel.show(run, document["tensor_parallel"])
     run.finish(document)
 
 
