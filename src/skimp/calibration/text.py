@@ -95,7 +95,12 @@ def bundled_prompts() -> tuple[Prompt, ...]:
 
 def bundled_tokens(tokenizer: Any) -> Tensor:
     """The prompts one after the other as tokens [N], as a model of this tokenizer reads them."""
-    return torch.cat([_encode(prompt, tokenizer) for prompt in bundled_prompts()])
+    return torch.cat(bundled_documents(tokenizer))
+
+
+def bundled_documents(tokenizer: Any) -> list[Tensor]:
+    """The prompts as tokens, each [S], as a model of this tokenizer reads them."""
+    return [_encode(prompt, tokenizer) for prompt in bundled_prompts()]
 
 
 def calibrate(
@@ -147,7 +152,7 @@ def _from_file(path: Path, tokenizer: Any, seed: int) -> Calibration:
 def _self_written(
     model: nn.Module, tokenizer: Any, seed: int, sampling: Sampling, progress: Progress
 ) -> Calibration:
-    prompts = [_encode(prompt, tokenizer) for prompt in bundled_prompts()]
+    prompts = bundled_documents(tokenizer)
     documents = dict(enumerate(prompts))
     short = [index for index, prompt in documents.items() if len(prompt) <= sampling.longest]
     short.sort(key=lambda index: len(prompts[index]))

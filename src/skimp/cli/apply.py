@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,12 +73,13 @@ def check_target(folder: Path, force: bool) -> None:
 def write(run: Run, loaded: Any, plan: Any, out: Path, *, force: bool) -> dict[str, Any]:
     """Apply the plan, write the folder, take the plan off again; returns the verb's document."""
     from skimp.methods.apply import apply as put_on
+    from skimp.methods.folder import save
     from skimp.models.anatomy import Anatomy
 
     dense = Anatomy.of(loaded.model)
     with put_on(loaded.model, plan, anatomy=dense):
         planned = Anatomy.of(loaded.model)
-        _replace(loaded, plan, out, force)
+        save(loaded.model, loaded.tokenizer, plan, out, replace=force)
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return {
         **run.loaded_header(loaded, dense, plan),
@@ -89,20 +88,6 @@ def write(run: Run, loaded: Any, plan: Any, out: Path, *, force: bool) -> dict[s
         "planned": {"parameters": planned.parameters, "weight_bytes": planned.weight_bytes},
         "folder_bytes": written,
     }
-
-
-def _replace(loaded: Any, plan: Any, out: Path, force: bool) -> None:
-    from skimp.methods.folder import save
-
-    if not (force and out.is_dir() and any(out.iterdir())):
-        save(loaded.model, loaded.tokenizer, plan, out)
-        return
-    # The old folder stays whole until the new one is.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
-        save(loaded.model, loaded.tokenizer, plan, fresh)
-        shutil.move(out, old)
-        shutil.move(fresh, out)
 
 
 def show(run: Run, document: dict[str, Any]) -> None:

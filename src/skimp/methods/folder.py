@@ -8,19 +8,18 @@ weights that were left out.
 
 import inspect
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import skimp
-from skimp.errors import PlanError, SkimpError
+from skimp.errors import PlanError
 from skimp.methods.exit.section import by_exit
 from skimp.methods.experts.section import by_prompt
 from skimp.models import carve
 from skimp.plan import PLAN_FILE, Plan
+from skimp.whole import whole_folder
 
 MODELLING = "modeling_planned"
 _HEADER = '''"""A {family} model with sublayers left out, written by skimp {version}.
@@ -48,45 +47,41 @@ class PlannedForCausalLM(planned_class(_Model)):
 '''
 
 
-def save(model: nn.Module, tokenizer: Any, plan: Plan, folder: str | Path) -> None:
+def save(
+    model: nn.Module, tokenizer: Any, plan: Plan, folder: str | Path, *, replace: bool = False
+) -> None:
     """Write `model`, on which `plan` stands, to `folder`.
 
     The folder appears whole or not at all. An empty plan gives a plain transformers folder.
+    `replace`: what is in the folder may go, once the new one is whole.
 
     Raises:
         SkimpError: the folder exists and is not empty, or cannot be written.
         PlanError: the plan's methods cannot be stored in a model folder.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SkimpError(f"{folder}: already exists and is not an empty folder; name another.")
-    config: Any = model.config
+    check_static(model, plan)
+    with whole_folder(folder, replace=replace) as fresh:
+        write(model, tokenizer, plan, fresh)
+
+
+def check_static(model: Any, plan: Plan) -> None:
+    """Raise PlanError unless the plan stands on the model and a folder can hold it."""
     if by_exit(plan) is not None:
         raise PlanError(
             "exit: the engine lets tokens leave early, so no folder can hold that; keep the plan "
             "file and the model, or leave the section out."
         )
-    if getattr(config, "skimp", None) is None and any(plan.sections.values()):
+    if getattr(model.config, "skimp", None) is None and any(plan.sections.values()):
         raise PlanError("model: the plan is not applied to it; use `skimp.apply` before saving.")
     if by_prompt(plan) is not None:
         raise PlanError(
             "experts: the engine chooses them for each prompt, so no folder can hold them; keep "
             "the plan file and the dense model, or fit one set with `scope: calibrated`."
         )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            part = Path(temporary) / "model"
-            part.mkdir()
-            _write(model, tokenizer, plan, part)
-            if folder.exists():
-                folder.rmdir()
-            shutil.move(part, folder)
-    except OSError as error:
-        raise SkimpError(f"{folder}: cannot be written ({error.strerror or error}).") from None
 
 
-def _write(model: Any, tokenizer: Any, plan: Plan, folder: Path) -> None:
+def write(model: Any, tokenizer: Any, plan: Plan, folder: Path) -> None:
+    """Write the files of :func:`save` into an empty folder, without its checks."""
     from huggingface_hub import save_torch_state_dict
 
     config = model.config
@@ -95,14 +90,18 @@ def _write(model: Any, tokenizer: Any, plan: Plan, folder: Path) -> None:
         model.save_pretrained(folder)
     else:
         data = config.to_dict()
-        family = config.model_type
+        family = block["layout"]["model_type"]
         data["model_type"] = f"skimp_{family}"
         data["architectures"] = ["PlannedForCausalLM"]
         data["auto_map"] = {
             "AutoConfig": f"{MODELLING}.PlannedConfig",
             "AutoModelForCausalLM": f"{MODELLING}.PlannedForCausalLM",
         }
-        names = {"config": type(config).__name__, "model": type(model).__name__}
+        # A model that was loaded from such a folder has classes of its own, and says whose they are.
+        names = {
+            "config": block.get("config_class", type(config).__name__),
+            "model": block.get("model_class", type(model).__name__),
+        }
         data["skimp"] = {
             **block,
             "config_class": names["config"],
