@@ -1,4 +1,4 @@
-"""What vLLM calls at its start, by the entry point `vllm.general_plugins`, in each of its processes.
+"""What vLLM calls in each of its processes, by the entry point `vllm.general_plugins`.
 
 A planned folder's model type is `skimp_FAMILY`. Its config is read as the family's own, so that
 vLLM treats it as it treats the family, with the layout under `skimp` and an architecture that leads
