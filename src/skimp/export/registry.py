@@ -3,9 +3,14 @@
 from collections.abc import Mapping
 
 from skimp.errors import ExportError
+from skimp.export import decilm, plain, transformers
 from skimp.export.target import Target
 
-TARGETS: Mapping[str, Target] = {}
+TARGETS: Mapping[str, Target] = {
+    transformers.TARGET.name: transformers.TARGET,
+    plain.TARGET.name: plain.TARGET,
+    decilm.TARGET.name: decilm.TARGET,
+}
 
 
 def target(name: str) -> Target:

@@ -53,12 +53,14 @@ class FeedForward:
 class Replaced:
     """A fill: `map` [d, d] of the normalised input; where `norm` is None the constant `map.bias`.
 
-    `rank`: of the map, None for no limit.
+    `rank`: of the map, None for no limit. Where there is one, `factors` are the maps [rank, d] and
+    [d, rank] that it is the product of.
     """
 
     norm: Tensor | None
     map: Affine
     rank: int | None = None
+    factors: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,5 +131,10 @@ def _replaced(fill: carve.Fill, norm: Any) -> Replaced | None:
     if isinstance(down, nn.Linear):
         # The product in float32: its rounding should be the format's alone.
         whole = (up.weight.detach().float() @ down.weight.detach().float()).to(up.weight.dtype)
-        return Replaced(norm.weight.detach(), Affine(whole, up.bias.detach()), down.out_features)
+        return Replaced(
+            norm.weight.detach(),
+            Affine(whole, up.bias.detach()),
+            down.out_features,
+            (down.weight.detach(), up.weight.detach()),
+        )
     return Replaced(norm.weight.detach(), Affine.of(up))

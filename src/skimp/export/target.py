@@ -62,10 +62,11 @@ class Check:
     """How an engine is asked what a written model says.
 
     `script`: a file of this package that the engine's own interpreter runs; it needs nothing of
-    skimp, reads a job as JSON from standard input and prints its answer as JSON (the formats stand
-    in :mod:`skimp.export.verify`). `module`: what must be importable there. `install`: how to get
-    it. `environment`: variables the engine needs. `tells`: what is compared, "logits" or, where an
-    engine gives none or computes in fewer bits, "tokens".
+    skimp, reads a job as JSON from standard input and answers in JSON (the formats stand in
+    :mod:`skimp.export.ask`). `module`: what must be importable there. `install`: how to get it.
+    `environment`: variables the engine needs, `{folder}` standing for the exported folder.
+    `tells`: what is compared, "logits" or, where an engine gives none or computes in fewer bits,
+    "tokens".
     """
 
     script: str
@@ -87,12 +88,18 @@ class Target(Protocol):
         check: how the result is verified in its engine.
     """
 
-    name: str
-    engines: tuple[str, ...]
-    holds: str
-    lacks: str
-    formats: tuple[str, ...]
-    check: Check | None
+    @property
+    def name(self) -> str: ...
+    @property
+    def engines(self) -> tuple[str, ...]: ...
+    @property
+    def holds(self) -> str: ...
+    @property
+    def lacks(self) -> str: ...
+    @property
+    def formats(self) -> tuple[str, ...]: ...
+    @property
+    def check(self) -> Check | None: ...
 
     def obstacles(self, product: Product, form: str) -> list[Obstacle]:
         """What stands in the way of this model; nothing if it can be written."""

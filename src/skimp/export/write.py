@@ -7,6 +7,7 @@ from pathlib import Path
 from skimp.errors import ExportError
 from skimp.export import card
 from skimp.export.target import Obstacle, Product, Target, dynamic
+from skimp.models.quiet import quiet
 from skimp.plan import PLAN_FILE, Plan
 from skimp.progress import SILENT, Progress
 from skimp.whole import whole_folder
@@ -112,6 +113,7 @@ def export(
     with (
         progress.task(f"writing for {target.engines[0]}", None) as step,
         whole_folder(out, replace=force) as fresh,
+        quiet(),
     ):
         path = target.write(product, form, fresh)
         inside = path.relative_to(fresh)

@@ -97,7 +97,7 @@ def write(model: Any, tokenizer: Any, plan: Plan, folder: Path) -> None:
             "AutoConfig": f"{MODELLING}.PlannedConfig",
             "AutoModelForCausalLM": f"{MODELLING}.PlannedForCausalLM",
         }
-        # A model that was loaded from such a folder has classes of its own, and says whose they are.
+        # A model loaded from such a folder has classes of its own; whose they are stands in it.
         names = {
             "config": block.get("config_class", type(config).__name__),
             "model": block.get("model_class", type(model).__name__),

@@ -13,6 +13,7 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 def main() -> None:
+    """Answer the job on standard input."""
     job: dict[str, Any] = json.load(sys.stdin)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         job["model"],
@@ -38,6 +39,7 @@ def main() -> None:
 
 
 def greedy(model: Any, found: Any, new: int) -> list[int]:
+    """The likeliest tokens behind a prompt whose output is `found`."""
     taken = [int(found.logits[0, -1].argmax())]
     while len(taken) < new:
         found = model(
