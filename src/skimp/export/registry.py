@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from skimp.errors import ExportError
 from skimp.export import decilm, plain, transformers
 from skimp.export.target import Target
+from skimp.export.vllm_plugin import target as vllm_plugin
 
 TARGETS: Mapping[str, Target] = {
     transformers.TARGET.name: transformers.TARGET,
     plain.TARGET.name: plain.TARGET,
     decilm.TARGET.name: decilm.TARGET,
+    vllm_plugin.TARGET.name: vllm_plugin.TARGET,
 }
 
 
