@@ -64,7 +64,7 @@ def check_target(folder: Path, force: bool) -> None:
         if not force:
             raise SkimpError(f"--out: {folder} is not empty; name another folder or add --force.")
         # Never delete what is no model: a slip in the path would be costly.
-        if not (folder / "config.json").is_file():
+        if not any((folder / name).is_file() for name in ("config.json", "plan/plan.yaml")):
             raise SkimpError(f"--out: {folder} holds no model to replace; name another folder.")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     output.check_folder(existing, "--out")

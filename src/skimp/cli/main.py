@@ -20,6 +20,7 @@ from skimp.cli import (
     bench,
     demo,
     eval,
+    export,
     fit_exit,
     generate,
     inspect,
@@ -154,6 +155,7 @@ app.command("inspect", no_args_is_help=True)(inspect.inspect)
 app.command("plan", no_args_is_help=True)(plan.plan)
 app.command("fit-exit", no_args_is_help=True)(fit_exit.fit_exit)
 app.command("apply", no_args_is_help=True)(apply.apply)
+app.command("export", no_args_is_help=True)(export.export)
 app.command("eval", no_args_is_help=True)(eval.evaluate)
 app.command("bench", no_args_is_help=True)(bench.bench)
 app.command("generate", no_args_is_help=True)(generate.generate)

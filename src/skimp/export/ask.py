@@ -25,6 +25,7 @@ and writes its *answer*, one JSON object, to that file (or as the last line of s
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ from skimp.errors import ExportError
 from skimp.export.target import Check
 
 _HERE = Path(__file__).parent
+_ERROR = re.compile(r"\b\w*(Error|Exception): ")
 # Scripts bear their engines' names, which run as files would hide what they import.
 _RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
 
@@ -154,7 +156,9 @@ def _run(
 
 def _last_words(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    # Bars and farewells may follow the error.
+    errors = [line for line in lines if _ERROR.search(line)]
+    return (errors or lines or ["it said nothing"])[-1][:300]
 
 
 def _last_line(stdout: str) -> str:

@@ -12,6 +12,9 @@ from skimp.plan import PLAN_FILE, Plan
 from skimp.progress import SILENT, Progress
 from skimp.whole import whole_folder
 
+# Engines take every safetensors file beside a config for weights, the plan's values too.
+PLAN_FOLDER = "plan"
+
 
 @dataclass(frozen=True)
 class Written:
@@ -36,7 +39,8 @@ class Refused(ExportError):
         self.nearest = nearest(product.plan, obstacles)
         hint = " --nearest FILE writes the nearest plan that it can hold." if self.nearest else ""
         reasons = " ".join(str(each) for each in obstacles)
-        super().__init__(f"--to {target.name}: it cannot hold this model. {reasons}{hint}")
+        self.reasons = f"--to {target.name}: it cannot hold this model. {reasons}"
+        super().__init__(self.reasons + hint)
 
     @property
     def unfitted(self) -> bool:
@@ -117,7 +121,8 @@ def export(
     ):
         path = target.write(product, form, fresh)
         inside = path.relative_to(fresh)
-        product.plan.write(fresh / PLAN_FILE)
+        if not (fresh / PLAN_FILE).is_file():
+            product.plan.write(fresh / PLAN_FOLDER / PLAN_FILE)
         (fresh / card.CARD).write_text(card.render(product, target, form), encoding="utf-8")
         step()
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
