@@ -109,7 +109,7 @@ def ask(
                 f"--verify: {check.module} failed on {model} ({_last_words(done.stderr)})."
             )
         text = answer.read_text() if answer.is_file() else _last_line(done.stdout)
-        return _read(check, text, prompts, new)
+        return read(check, text, prompts, new)
 
 
 def _fill_in(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
@@ -166,7 +166,8 @@ def _last_line(stdout: str) -> str:
     return lines[-1] if lines else ""
 
 
-def _read(check: Check, text: str, prompts: Sequence[Sequence[int]], new: int) -> Answer:
+def read(check: Check, text: str, prompts: Sequence[Sequence[int]], new: int) -> Answer:
+    """Read an answer; ExportError if it is not one to this job."""
     try:
         data = json.loads(text)
         tokens = [[int(token) for token in row] for row in data["tokens"]]

@@ -1,16 +1,20 @@
 """The model card that stands beside an exported model."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 import skimp
 from skimp.export.target import Product, Target
-from skimp.export.verify import Verification
 from skimp.methods.registry import sections
 from skimp.models.carve import KEEP
 from skimp.models.hub import is_id
+
+if TYPE_CHECKING:
+    from skimp.export.verify import Verification
 
 CARD = "README.md"
 _MAP = {KEEP: "█", "zero": "·", "constant": "c", "linear": "/"}

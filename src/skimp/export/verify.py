@@ -122,6 +122,17 @@ def verify(
     with progress.task(f"asking {check.module}", None) as step:
         answer = ask(check, written.path, written.folder, written.form, texts, new, python=python)
         step()
+    return compare(product, written, texts, answer, progress)
+
+
+def compare(
+    product: Product,
+    written: Written,
+    texts: Sequence[list[int]],
+    answer: Answer,
+    progress: Progress = SILENT,
+) -> Verification:
+    """Hold an engine's answer to the prompts `texts` against the planned model."""
     model = _in_float32(product.model)
     deltas: list[np.ndarray] = []
     found: list[Difference] = []

@@ -19,6 +19,11 @@ TOKENS = 2048
 def main() -> None:
     """Answer the job on standard input."""
     job: dict[str, Any] = json.load(sys.stdin)
+    Path(job["answer"]).write_text(json.dumps(answer(job)))
+
+
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """What vLLM says."""
     longest = max(len(prompt) for prompt in job["prompts"]) + job["new"]
     engine = vllm.LLM(
         job["model"],
@@ -44,7 +49,7 @@ def main() -> None:
     )
     prompts = [{"prompt_token_ids": prompt} for prompt in job["prompts"]]
     outputs = engine.generate(prompts, settings, use_tqdm=False)
-    answer: dict[str, Any] = {
+    found: dict[str, Any] = {
         "engine": f"vLLM {vllm.__version__}",
         "tokens": [list(each.outputs[0].token_ids) for each in outputs],
         "logits": None,
@@ -52,8 +57,8 @@ def main() -> None:
     if job["logits"]:
         settings.max_tokens, settings.logprobs = 1, min(size, MOST)
         outputs = engine.generate(prompts, settings, use_tqdm=False)
-        answer["logits"] = save(outputs, settings.logprobs, Path(job["scratch"]))
-    Path(job["answer"]).write_text(json.dumps(answer))
+        found["logits"] = save(outputs, settings.logprobs, Path(job["scratch"]))
+    return found
 
 
 def save(outputs: Any, count: int, folder: Path) -> dict[str, str]:
