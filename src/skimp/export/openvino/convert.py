@@ -16,6 +16,8 @@ import transformers
 
 exporter: Any = import_module("optimum.exporters.openvino.convert")
 intel: Any = import_module("optimum.intel")
+nncf: Any = import_module("nncf")
+openvino: Any = import_module("openvino")
 
 GROUP = 128
 
@@ -38,23 +40,37 @@ def main() -> None:
         out,
         task="text-generation-with-past",
         stateful=True,
-        ov_config=settings(job["form"]),
+        ov_config=intel.OVConfig(dtype="fp16" if job["form"] == "f16" else "fp32"),
         trust_remote_code=False,
     )
+    if job["form"].startswith("int"):
+        compress(out, job["form"])
     describe(source, out, job["family"])
     if (source / "tokenizer_config.json").is_file():
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
         exporter.export_tokenizer(tokenizer, out, task="text-generation-with-past")
 
 
-def settings(form: str) -> Any:
-    """What NNCF does to the weights: nothing, 8 bits a row, or 4 bits by groups of inputs."""
-    if form in ("f32", "f16"):
-        return intel.OVConfig(dtype={"f32": "fp32", "f16": "fp16"}[form])
-    # Where groups do not divide a map's inputs (fills of a low rank), it gets smaller ones.
-    more = {"group_size": GROUP, "group_size_fallback": "adjust"} if form == "int4" else {}
-    bits = {"int8": 8, "int4": 4}[form]
-    return intel.OVConfig(quantization_config=intel.OVWeightQuantizationConfig(bits=bits, **more))
+def compress(out: Path, form: str) -> None:
+    """Let NNCF round the weights to 8 bits a row, or to 4 bits by groups of inputs.
+
+    With 4 bits embedding and head have 8, and fills of a low rank, which no group fits, too.
+    """
+    modes = nncf.CompressWeightsMode
+    more: dict[str, Any] = {"mode": modes.INT8_ASYM}
+    if form == "int4":
+        fallback = nncf.AdvancedCompressionParameters(
+            group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+        )
+        more = {"mode": modes.INT4_ASYM, "group_size": GROUP, "advanced_parameters": fallback}
+    path = out / "openvino_model.xml"
+    model = openvino.Core().read_model(path)
+    compressed = nncf.compress_weights(model, **more)
+    # The weights that were read lie in the file that is about to be replaced.
+    openvino.save_model(compressed, out / "fresh.xml", compress_to_fp16=False)
+    del model, compressed
+    for suffix in (".xml", ".bin"):
+        (out / f"fresh{suffix}").replace(path.with_suffix(suffix))
 
 
 def renumber(model: Any, family: str) -> None:

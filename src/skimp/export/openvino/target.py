@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from skimp.errors import ExportError
@@ -39,19 +40,24 @@ class OpenVINO:
     check = CHECK
 
     def obstacles(self, product: Product, form: str) -> list[Obstacle]:
-        """Families that were not tried."""
+        """Families that were not tried, and an interpreter that cannot convert."""
         del form
-        kind = product.dense.model_type
-        if kind in FAMILIES:
-            return []
-        reason = f"{kind} models were not tried (known: {', '.join(FAMILIES)})"
-        return [Obstacle("model", reason, "export `--to transformers`")]
+        kind, found = product.dense.model_type, []
+        if kind not in FAMILIES:
+            reason = f"{kind} models were not tried (known: {', '.join(FAMILIES)})"
+            found.append(Obstacle("model", reason, "export `--to transformers`"))
+        interpreter = _interpreter(product.python)
+        if not _converts(interpreter):
+            reason = f"{interpreter} has no optimum-intel, which converts"
+            remedy = f"install it there (`{CHECK.install}`) or name another interpreter"
+            found.append(Obstacle("--engine-python", reason, remedy))
+        return found
 
     def write(self, product: Product, form: str, folder: Path) -> Path:
         """Write the model for transformers, then have it converted.
 
         Raises:
-            ExportError: the interpreter has no optimum-intel, or it fails.
+            ExportError: the conversion fails.
         """
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".openvino.") as scratch:
             source = Path(scratch) / "model"
@@ -63,7 +69,7 @@ class OpenVINO:
                 "family": product.dense.model_type,
                 "form": form,
             }
-            convert(job, product.python)
+            convert(job, _interpreter(product.python))
         if product.tokenizer is not None:
             product.tokenizer.save_pretrained(folder)
         return folder
@@ -94,20 +100,39 @@ print(openvino_genai.LLMPipeline("MODEL", "CPU").generate("Once", max_new_tokens
 """
 
 
-def convert(job: dict[str, str], python: Path | None) -> None:
-    """Run :mod:`.convert` in the interpreter (this one by default).
+def _interpreter(python: Path | None) -> str:
+    return str(python.expanduser().absolute()) if python else sys.executable
+
+
+@cache
+def _converts(interpreter: str) -> bool:
+    """Whether optimum and OpenVINO are there."""
+    code = (
+        "import importlib.util, sys; "
+        "sys.exit(any(importlib.util.find_spec(n) is None for n in ('optimum', 'openvino')))"
+    )
+    return not _run([interpreter, "-c", code], "").returncode
+
+
+def convert(job: dict[str, str], interpreter: str) -> None:
+    """Run :mod:`.convert`.
 
     Raises:
-        ExportError: it cannot be run, lacks optimum-intel, or the conversion fails.
+        ExportError: the interpreter cannot be run, or the conversion fails.
     """
-    interpreter = str(Path(python).expanduser().absolute() if python else sys.executable)
-    words = [interpreter, str(_SCRIPT)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = _run([interpreter, str(_SCRIPT)], json.dumps(job))
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        last = lines[-1][:300] if lines else "it said nothing"
+        raise ExportError(f"--to openvino: the conversion failed ({last}).")
+
+
+def _run(words: list[str], text: str) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(
+        return subprocess.run(
             words,
-            input=json.dumps(job),
-            env=environment,
+            input=text,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
             capture_output=True,
             text=True,
             errors="replace",
@@ -115,16 +140,6 @@ def convert(job: dict[str, str], python: Path | None) -> None:
         )
     except OSError as error:
         raise ExportError(
-            f"--engine-python: {interpreter} cannot be run ({error.strerror or error}); give the "
-            "path of a Python interpreter."
+            f"--engine-python: {words[0]} cannot be run ({error.strerror or error}); give the path "
+            "of a Python interpreter."
         ) from None
-    if not done.returncode:
-        return
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    last = lines[-1][:300] if lines else "it said nothing"
-    if last.startswith("ModuleNotFoundError"):
-        raise ExportError(
-            f"--to openvino: {interpreter} lacks what converts ({last}); install it there "
-            f"(`{CHECK.install}`), or name another by --engine-python."
-        )
-    raise ExportError(f"--to openvino: the conversion failed ({last}).")
