@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from skimp.export.verify import Verification
 
 CARD = "README.md"
+_DEMO = {"license": "apache-2.0", "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _MAP = {KEEP: "█", "zero": "·", "constant": "c", "linear": "/"}
 _LEGEND = {
     "█": "kept",
@@ -95,17 +97,27 @@ def map_of(product: Product) -> tuple[Row, Row]:
 
 def _front(product: Product, target: Target) -> dict[str, Any]:
     """The card's metadata: what is not known is left out, not guessed."""
-    found: dict[str, Any] = {}
-    licence = getattr(product.config, "license", None)
-    if isinstance(licence, str):
-        found["license"] = licence
-    if is_id(product.source):
-        found["base_model"] = product.source
+    known = _known(product.source)
+    found = {name: known[name] for name in ("license", "base_model", "language") if name in known}
     found["pipeline_tag"] = "text-generation"
     if target.name.startswith("transformers"):
         found["library_name"] = "transformers"
     found["tags"] = ["skimp", "pruned", target.name, product.dense.model_type]
     return found
+
+
+def _known(source: str) -> dict[str, Any]:
+    """Metadata of the dense model: of its own card if it is a folder, else its hub id."""
+    if source == "demo":
+        return _DEMO
+    try:
+        text = (Path(source).expanduser() / CARD).read_text(encoding="utf-8")
+        found = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        found = None
+    if isinstance(found, dict):
+        return found
+    return {"base_model": source} if is_id(source) and not Path(source).exists() else {}
 
 
 def _changes(product: Product) -> list[str]:
