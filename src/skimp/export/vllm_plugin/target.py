@@ -14,8 +14,8 @@ from skimp.export.vllm_plugin.families import STOCK
 
 CHECK = Check(
     script="checks/vllm.py",
-    module="skimp",
-    install="pip install --no-deps skimp",
+    module="vllm",
+    install="pip install vllm && pip install --no-deps skimp",
     tells=("logits", "tokens"),
     environment={
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
