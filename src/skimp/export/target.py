@@ -21,7 +21,7 @@ class Product:
     """A model to export: `model` with `plan` applied to it, beside the anatomy before (`dense`).
 
     `name`: what the written model is called. `source`: where the dense model came from. `python`:
-    the engine's interpreter, for formats that only the engine itself can make; None: this one.
+    an interpreter with the engine, for targets that it takes part in writing.
     """
 
     model: Any
