@@ -217,12 +217,23 @@ def test_two_sides_share_a_thread(engine: Engine, tokens_held: int | None) -> No
     scheduler.start()
     asked = prompts(6)
     sides: tuple[Side, ...] = ("planned", "dense")
-    pairs = [(prompt, side) for prompt in asked for side in sides]
+    pairs: list[tuple[tuple[int, ...], Side]] = [
+        (prompt, side) for prompt in asked for side in sides
+    ]
     tickets = [scheduler.submit(Job(prompt, 7, side=side)) for prompt, side in pairs]
     answers = [tokens(told(ticket)) for ticket in tickets]
     scheduler.close()
     wanted = [each.generate([prompt], 7)[0].tokens for prompt in asked for each in (thin, engine)]
     assert answers == wanted
+
+
+def test_steps_can_be_made_beforehand(engine: Engine) -> None:
+    """For every size a batch may have, and for no other."""
+    made = list[int]()
+    with serving(engine, start=False, batch=5) as scheduler, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "warm_up", lambda self, batch: made.append(batch))
+        scheduler.warm_up()
+    assert made == [1, 2, 4, 8]
 
 
 def test_what_cannot_be_served_is_refused_at_once(engine: Engine) -> None:
@@ -439,7 +450,7 @@ def test_memory_makes_jobs_wait_and_never_fail(engine: Engine) -> None:
 
 def test_a_job_for_which_there_is_no_memory_says_so(engine: Engine) -> None:
     with serving(engine, start=False) as scheduler, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("skimp.engine.limits.available_bytes", lambda device: 10)
+        patch.setattr("skimp.engine.limits.available_bytes", lambda _: 10)
         ticket = scheduler.submit(Job((1, 2), 3))
         scheduler.start()
         (end,) = told(ticket)
@@ -505,20 +516,22 @@ def test_nothing_is_kept_of_jobs_that_ended(engine: Engine) -> None:
 
 @pytest.mark.demo
 def test_the_demo_model_answers_alike_in_any_company() -> None:
-    """Greedy, in float32: what the engine says to each prompt alone."""
+    """Token by token what the engine says to each prompt alone, in bfloat16: native steps do not
+    hang on the batch, and prompts are read alone."""
     import skimp
 
-    loaded = skimp.load("demo", dtype="float32")
+    loaded = skimp.load("demo", dtype="bfloat16")
     engine, tokenizer = Engine(loaded.model), loaded.tokenizer
     assert tokenizer is not None
     texts = ["The capital of France is", "Once upon a time", "def main():\n", "2, 4, 6,"]
     asked = [tuple(tokenizer(text)["input_ids"]) for text in texts]
-    scheduler = Scheduler({"planned": engine}, tokenizer, Limits(chunk=3))
+    scheduler = Scheduler({"planned": engine}, tokenizer, Limits(batch=4))
+    scheduler.warm_up()
     scheduler.start()
-    tickets = [scheduler.submit(Job(prompt, 8)) for prompt in asked]
+    tickets = [scheduler.submit(Job(prompt, 24 + at)) for at, prompt in enumerate(asked)]
     answers = [told(ticket) for ticket in tickets]
     scheduler.close()
-    for prompt, events in zip(asked, answers, strict=True):
-        (wanted,) = engine.generate([prompt], 8, tokenizer=tokenizer)
+    for at, (prompt, events) in enumerate(zip(asked, answers, strict=True)):
+        (wanted,) = engine.generate([prompt], 24 + at, tokenizer=tokenizer)
         assert tokens(events) == wanted.tokens
         assert "".join(event.text for event in events) == wanted.text

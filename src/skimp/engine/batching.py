@@ -47,6 +47,11 @@ def rows_for(sequences: int) -> int:
     return 1 << (sequences - 1).bit_length()
 
 
+def sizes(most: int) -> list[int]:
+    """The sizes that batches of up to `most` sequences have and native steps are made for."""
+    return sorted({rows_for(count) for count in range(1, min(most, MOST_ROWS) + 1)})
+
+
 def can_join(engine: Engine) -> str | None:
     """Why sequences that were begun apart cannot be decoded together by `engine`; None if they can.
 

@@ -71,7 +71,8 @@ class Told:
 class Limits:
     """What a scheduler takes on.
 
-    `batch`: sequences that are decoded together, on each side. `waiting`: jobs in the queue.
+    `batch`: sequences that are decoded together, on each side; more than 16 seldom pay on a CPU,
+    where torch decodes those. `waiting`: jobs in the queue.
     `tokens`: columns of KV cache that all running jobs may have room for, None as many as memory
     holds. `chunk`: prompt tokens that are read between two decode steps of those who are running.
 

@@ -10,8 +10,9 @@ one, it waits until enough of those who run have ended, and nobody who came late
 side. Where its side's batch is full, only its side waits.
 
 Answers do not hang on the load: prompts are read alone and cut at fixed places, every sequence has
-its own random numbers, and a batch's sequences do not see each other. What remains is rounding: a
-step's sums are added up in an order that may depend on the size of the batch.
+its own random numbers, and a batch's sequences do not see each other. By native steps
+(engine/native.py) they come out the same bit by bit; where torch decodes, sums may be added up in
+an order that depends on the size of the batch.
 """
 
 import logging
@@ -23,6 +24,7 @@ from typing import Any
 
 from skimp.engine import Engine
 from skimp.errors import RequestError
+from skimp.progress import SILENT, Progress
 from skimp.serve.jobs import Busy, Job, Limits, Stats, Ticket
 from skimp.serve.side import Side
 from skimp.serve.work import Work
@@ -49,6 +51,14 @@ class Scheduler:
         self._closing = self._stopping = False
         self._refused = 0
         self._since = time.monotonic()
+
+    def warm_up(self, progress: Progress = SILENT) -> None:
+        """Make the fast decode steps now, before `start`; else each is made in the middle of a job,
+        once its slow twin has cost as much."""
+        with progress.task("warm-up", len(self._sides)) as step:
+            for side in self._sides.values():
+                side.warm_up()
+                step()
 
     def start(self) -> None:
         """Begin to serve; jobs that were submitted before wait for it."""

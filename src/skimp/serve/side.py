@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from skimp.engine import Engine
-from skimp.engine.batching import Batch
+from skimp.engine.batching import Batch, sizes
 from skimp.engine.quiet import alone
 from skimp.engine.sampling import check
 from skimp.errors import RequestError
@@ -69,6 +69,11 @@ class Side:
     def fits(self, work: Work) -> bool:
         """Whether there is the memory for a job."""
         return self._batch.fits(work.most)
+
+    def warm_up(self) -> None:
+        """Make the fast decode steps for all sizes of the batch."""
+        for size in sizes(self._most):
+            self.engine.warm_up(size)
 
     def admit(self) -> None:
         """Begin with the first that waits."""
