@@ -303,6 +303,19 @@ def test_running_answers_end_before_the_server_does() -> None:
         assert not own.thread.is_alive()
 
 
+def test_the_second_signal_ends_it_at_once() -> None:
+    with running(go=threading.Event()) as own:
+        stream = own.client().completions.create(model="tiny", stream=True, **BODY)
+        next(iter(stream))
+        own.host.interrupt()
+        until(lambda: own.host.stage.phase == "closing")
+        own.host.interrupt()
+        with pytest.raises((openai.APIError, httpx.HTTPError)):
+            list(stream)
+        own.thread.join(10)
+        assert not own.thread.is_alive()
+
+
 def test_answers_that_take_longer_than_the_grace_are_cut_off() -> None:
     with running(Settings(grace_s=0.2), pace_s=0.05) as own:
         stream = own.client().completions.create(model="tiny", stream=True, **BODY)

@@ -178,6 +178,12 @@ def test_a_field_that_does_not_fit(
     check_error(found, 400, named)
 
 
+def test_no_more_than_the_server_gives_unasked() -> None:
+    for new, completion in ((None, 16), (100, 16), (8, 8)):
+        terms = Terms({"tiny": "planned"}, CONTEXT, 300, True, new=new)
+        assert read_completion(COMPLETION, terms).new == completion
+
+
 def test_the_likely_field_is_named(small: Running) -> None:
     found = httpx.post(f"{small.url}/v1/completions", json={**COMPLETION, "temprature": 1})
     assert "did you mean temperature?" in check_error(found, 400, "temprature")

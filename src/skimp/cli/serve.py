@@ -288,6 +288,7 @@ class _Serving:
             limits=self.limits,
             settings=self.settings,
             about={"planned": {"plan": plan_words(chosen or loaded.plan)}},
+            progress=self.run.progress,
         )
 
     def _plan(self, loaded: Loaded, anatomy: Any) -> Plan | None:

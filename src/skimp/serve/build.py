@@ -9,6 +9,7 @@ from skimp.engine import Engine
 from skimp.errors import SkimpError
 from skimp.models.load import Loaded
 from skimp.plan import Plan
+from skimp.progress import SILENT, Progress
 from skimp.serve.jobs import Limits
 from skimp.serve.scheduler import Scheduler
 from skimp.serve.service import Service
@@ -25,6 +26,7 @@ def build(
     limits: Limits,
     settings: Settings,
     about: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Progress = SILENT,
 ) -> Service:
     """Engines over one model's weights, and a running scheduler before them.
 
@@ -63,6 +65,7 @@ def build(
         allow=settings.allow,
     )
     scheduler = Scheduler(engines, loaded.tokenizer, limits)
+    scheduler.warm_up(progress)
     scheduler.start()
     layers = {side: len(engine.anatomy.layers) for side, engine in engines.items()}
     return Service(scheduler, texts, terms, layers, about or {})

@@ -86,7 +86,7 @@ class Host:
             server_header=False,
             timeout_graceful_shutdown=_FLUSH_S,
         )
-        self._server = _Server(config, self._signalled)
+        self._server = _Server(config, self.interrupt)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
@@ -109,6 +109,13 @@ class Host:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._close)
 
+    def interrupt(self) -> None:
+        """What a signal does: close, or, if that is under way, end at once."""
+        if self.stage.phase == "closing":
+            self._server.force_exit = self._server.should_exit = True
+        else:
+            self.close()
+
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._start(self._load())
@@ -125,12 +132,6 @@ class Host:
         except BaseException as error:
             self._error = error
             self._server.should_exit = True
-
-    def _signalled(self) -> None:
-        if self.stage.phase == "closing":
-            self._server.force_exit = self._server.should_exit = True
-        else:
-            self.close()
 
     def _close(self) -> None:
         if self.stage.phase != "closing":

@@ -19,6 +19,7 @@ from skimp.serve.terms import Terms
 
 _MOST_STOPS, _LONGEST_STOP = 16, 256
 _MOST_LOGPROBS = 20
+_USUAL_NEW = 16  # tokens of a completion, where nobody says how many, as OpenAI has it
 _WIDEST_SEED = 2**63
 
 # Fields without effect on an answer, whatever they hold.
@@ -101,7 +102,8 @@ def read_completion(values: Mapping[str, Any], terms: Terms) -> Ask:
     if echo and logprobs is not None:
         raise bad("echo", "it goes with no logprobs here; leave one of them out.", "unsupported")
     new = fields.whole("max_tokens", 1, terms.new, "this server's limit" if terms.new else "")
-    return Ask(prompts=prompts, new=new or 16, logprobs=logprobs, echo=echo, **common)
+    new = new or min(terms.new or _USUAL_NEW, _USUAL_NEW)
+    return Ask(prompts=prompts, new=new, logprobs=logprobs, echo=echo, **common)
 
 
 def read_chat(values: Mapping[str, Any], terms: Terms) -> Ask:
