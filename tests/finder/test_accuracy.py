@@ -1,15 +1,20 @@
 """Accuracy as a budget: which half an item is in, what it may prove, and what is lacking."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests import families
+from tests.tiny import byte_tokenizer
 
 from skimp.errors import SkimpError
 from skimp.finder.accuracy import (
     Accuracies,
     Scored,
+    Scorer,
+    found_tasks,
     half_of,
     judge_half,
     order_of,
@@ -19,8 +24,11 @@ from skimp.finder.accuracy import (
 from skimp.finder.budget import Budget
 from skimp.finder.proof import Verdict
 from skimp.finder.select import select
+from skimp.finder.state import State
 from skimp.measure.metrics import Metric
 from skimp.measure.quality import Evaluation, TaskScores
+from skimp.models.anatomy import Anatomy
+from skimp.plan import Plan
 
 LIMIT = Budget.parse(["accuracy(a,b)>=-2"]).limits[0]
 
@@ -174,3 +182,23 @@ def test_unscored_plans_are_never_handed_out() -> None:
     none = Accuracies(LIMIT, (), {})
     found = select(Budget((LIMIT,)), entries((1.1, 1.2)), sums, lambda _: (1, (1, 1)), none)
     assert found.number is None and "No plan was scored" in found.words
+
+
+def test_real_tasks_are_found_and_proven_on_half_of_their_items(
+    shared_eval: Path, tmp_path: Path
+) -> None:
+    limit = Budget.parse(["accuracy(local_arc_easy,local_piqa)>=-40"]).limits[0]
+    model: Any = families.build("llama")
+    model.config.max_position_embeddings = 2048  # a token a byte
+    state = State(tmp_path / "s", {})
+    last = Anatomy.of(model).dense_layers - 1
+    plan = Plan.empty(Anatomy.of(model)).with_section("drop", {"attention": [last], "fill": "zero"})
+    plan.write(state.plan("one"))
+    tasks = found_tasks(limit, shared_eval)
+    scorer = Scorer(model, byte_tokenizer(), limit, tasks, state, items=40)
+    found = scorer("one")
+    assert found.choosing.tokens + found.proving.tokens == 80
+    assert found.proving.documents == 2 and found.proving.holds
+    assert scorer("one") == found  # remembered
+    dense = state.folder.glob("scored-*-dense.json")
+    assert len(list(dense)) == 1
