@@ -106,7 +106,8 @@ class Batch:
     @property
     def rows(self) -> int:
         """Sequences that a step is taken for, idle ones included."""
-        return 0 if self._state is None else self._state.batch
+        state = self._state
+        return 0 if state is None else state.batch
 
     @property
     def columns(self) -> int:
@@ -311,8 +312,9 @@ class Batch:
         count = len(self.seats) + more
         if self.apart is not None or self._tails:
             return count, max(tokens, *(seat.most for seat in self.seats), 0)
-        held = 0 if self._state is None else self._state.capacity
-        return max(rows_for(count), self.rows), max(_up(tokens, _STEP), held)
+        state = self._state  # which the thread that decodes may let go of while another asks
+        rows, size = (0, 0) if state is None else (state.batch, state.capacity)
+        return max(rows_for(count), rows), max(_up(tokens, _STEP), size)
 
     def _lay_out(self, rows: int, size: int, like: State) -> None:
         """Room for `rows` sequences of `size` columns, with those who are here in the first."""
