@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -125,7 +125,7 @@ def plan_of(subject: Subject, sections: Mapping[str, Mapping[str, Any]], anatomy
     return skimp.fit(subject.model, subject.tokenizer, plan, calibration=subject.text)
 
 
-def one(made: Product, target: Target, form: str, python: Path | None, prompts: int) -> dict:
+def one(made: Product, target: Target, form: str, prompts: int) -> dict:
     """Write and verify; what became of it."""
     with tempfile.TemporaryDirectory(prefix="skimp-matrix.") as scratch:
         try:
@@ -136,10 +136,12 @@ def one(made: Product, target: Target, form: str, python: Path | None, prompts: 
             return {"status": "failed", "reasons": [str(error)]}
         found: dict[str, Any] = {"status": "written", "folder_bytes": written.bytes}
         check = target.check
-        if check is None or (python is None and find_spec(check.module.partition(".")[0]) is None):
+        if check is None or (
+            made.python is None and find_spec(check.module.partition(".")[0]) is None
+        ):
             return {**found, "reasons": ["its engine is not installed"]}
         try:
-            result = verify(made, target, written, python=python, prompts=prompts)
+            result = verify(made, target, written, python=made.python, prompts=prompts)
         except ExportError as error:
             return {"status": "failed", "reasons": [str(error)]}
     words = {True: "verified", False: "differs", None: "compared"}
@@ -231,7 +233,8 @@ def _tried(
             start = time.perf_counter()
             target = TARGETS[key[2]]
             path = interpreters.get(target.check.module) if target.check else None
-            row = one(made, target, key[3], Path(path) if path else None, prompts)
+            told = replace(made, python=Path(path) if path else None)
+            row = one(told, target, key[3], prompts)
             row["seconds"] = time.perf_counter() - start
             yield key, {**dict(zip(KEYS, key, strict=True)), **row}
 

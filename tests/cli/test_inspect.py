@@ -60,3 +60,26 @@ def test_a_shape_is_counted_without_being_allocated(skimp: Skimp, tmp_path: Path
 def test_a_plan_for_another_model_is_refused(skimp: Skimp, zero_plan: Path) -> None:
     words = ("inspect", "random:smollm2-135m", "--plan", zero_plan)
     assert "model.layers" in complaint(skimp(*words, code=2))
+
+
+def test_devices_share_a_model(skimp: Skimp, folder: Path, tmp_path: Path, zero_plan: Path) -> None:
+    words = ("inspect", folder, "--dtype", "float32", "--plan", zero_plan)
+    result = skimp(*words, "--tensor-parallel", "2", "--link", "10,5", "--json", "a.json")
+    assert "Each of 2 devices" in result.stdout
+    found = read(tmp_path / "a.json")["tensor_parallel"]
+    assert found["link"] == {"bandwidth": 10e9, "latency": pytest.approx(5e-6)}
+    assert (found["dense"]["all_reduces"], found["planned"]["all_reduces"]) == (9, 7)
+    assert found["dense"]["kv_bytes_per_token"] == 4 * 2 * 8 * 4
+    assert found["planned"]["tpot_s"] > found["planned"]["decode"]["link"] > 8 * 5e-6
+    skimp(*words, "--json", "b.json")
+    assert read(tmp_path / "b.json")["tensor_parallel"] is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--tensor-parallel", "3"), ("--link", "25,20"), ("--tensor-parallel", "2", "--link", "x")],
+)
+def test_devices_that_cannot_be_are_refused(
+    skimp: Skimp, folder: Path, words: tuple[str, ...]
+) -> None:
+    assert complaint(skimp("inspect", folder, *words, code=2)).startswith("--")

@@ -60,7 +60,8 @@ def export(
         typer.Option(
             "--engine-python",
             metavar="PATH",
-            help="Python interpreter that has the engine [dim](default: this one)[/].",
+            help="Python interpreter that has the engine, to verify with and, for openvino, to "
+            "write with [dim](default: this one)[/].",
         ),
     ] = None,
     nearest: Annotated[
@@ -114,11 +115,10 @@ def export(
     target = named(to)
     check_target(out, force)
     output.check_file(nearest, "--nearest")
-    with product(run, model, plan, name or out.absolute().name) as made:
+    with product(run, model, plan, name or out.absolute().name, engine_python) as made:
         form = form or target.formats[0]
         document = write(
             run, made, target, form, out, force=force, nearest=nearest, asked=verify,
-            python=engine_python,
         )  # fmt: skip
         show(run, document)
         run.finish(document)
@@ -130,7 +130,9 @@ def export(
 
 
 @contextmanager
-def product(run: Run, model: str, plan: Path | None, name: str) -> Iterator[Product]:
+def product(
+    run: Run, model: str, plan: Path | None, name: str, python: Path | None = None
+) -> Iterator[Product]:
     """The model with its plan on, which is taken off again.
 
     Raises:
@@ -148,12 +150,14 @@ def product(run: Run, model: str, plan: Path | None, name: str) -> Iterator[Prod
         require_dense(loaded, "export")
     if loaded.plan is not None and any(loaded.plan.sections.values()):
         dense = dense_anatomy(loaded.model)
-        yield Product(loaded.model, loaded.tokenizer, loaded.plan, dense, loaded.source, name)
+        made = (loaded.model, loaded.tokenizer, loaded.plan, dense, loaded.source)
+        yield Product(*made, name, python)
         return
     dense = Anatomy.of(loaded.model)
     chosen = given or Plan.empty(dense)
     with put_on(loaded.model, chosen, anatomy=dense):
-        yield Product(loaded.model, loaded.tokenizer, chosen, dense, loaded.source, name)
+        made = (loaded.model, loaded.tokenizer, chosen, dense, loaded.source)
+        yield Product(*made, name, python)
 
 
 def write(
@@ -166,7 +170,6 @@ def write(
     force: bool,
     nearest: Path | None,
     asked: bool,
-    python: Path | None,
 ) -> dict[str, Any]:
     """Write the folder and verify it if asked to; returns the verb's document."""
     from skimp.export.write import Refused
@@ -176,7 +179,7 @@ def write(
         written = write_folder(made, target, form, out, force=force, progress=run.progress)
     except Refused as error:
         raise _refused(error, nearest, made.source) from None
-    found = _verify(run, made, target, written, python) if asked else None
+    found = _verify(run, made, target, written) if asked else None
     planned = made.anatomy
     return {
         **run.header(made.source, made.dense, dtype_of(made.model), made.plan),
@@ -201,13 +204,11 @@ def _refused(error: Refused, nearest: Path | None, source: str) -> ExportError:
     return ExportError(f"{error.reasons} The nearest plan that it can hold is in {nearest}{fit}.")
 
 
-def _verify(
-    run: Run, made: Product, target: Target, written: Written, python: Path | None
-) -> Verification:
+def _verify(run: Run, made: Product, target: Target, written: Written) -> Verification:
     from skimp.export import card
     from skimp.export.verify import verify
 
-    found = verify(made, target, written, python=python, progress=run.progress)
+    found = verify(made, target, written, python=made.python, progress=run.progress)
     text = card.render(made, target, written.form, found)
     output.write_text(written.folder / card.CARD, text, "--out")
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from skimp.cli import options, output
+from skimp.cli import options, output, parallel
 from skimp.cli.common import Run, dropped_of, dtype_of, layer_words, read_plan
 from skimp.cli.figures import count, share, significant, size, times
 
@@ -33,6 +33,8 @@ def inspect(
     model: options.Model,
     workload: options.WorkloadText = "512+128x1",
     plan: options.PlanFile = None,
+    tensor_parallel: options.TensorParallel = 1,
+    link: options.LinkText = None,
     json_file: options.JsonFile = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -49,6 +51,7 @@ def inspect(
     skimp inspect demo
     skimp inspect random:llama-3.1-8b --dtype bfloat16 --workload 8192+256x4
     skimp inspect demo --plan plan.yaml --json anatomy.json
+    skimp inspect random:llama-3.1-8b --tensor-parallel 4 --link 400,10
     """
     del debug
     from skimp.workload import Workload
@@ -57,15 +60,23 @@ def inspect(
         ctx, json_file=json_file, seed=seed, device=device, dtype=dtype, threads=threads
     )
     work = Workload.parse(workload)
+    parallel.check(tensor_parallel, link)
     chosen = read_plan(plan) if plan is not None else None
     anatomy, number_format, known, carried = read_anatomy(run, model)
     planned = _reduce(chosen, anatomy, known)
+    several = parallel.describe(run, anatomy, planned, work, number_format, tensor_parallel, link)
     show(run, anatomy, planned, chosen or carried, work)
+    parallel.show(run, several)
     header = run.header(model, anatomy, number_format, chosen or carried)
     if not known:
         header["model"]["fingerprint"] = None
     run.finish(
-        {**header, **describe(anatomy, work), "planned": planned and describe(planned, work)}
+        {
+            **header,
+            **describe(anatomy, work),
+            "planned": planned and describe(planned, work),
+            "tensor_parallel": several,
+        }
     )
 
 

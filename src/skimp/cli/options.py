@@ -83,6 +83,27 @@ WorkloadText = Annotated[
         help="Prompt tokens, new tokens and sequences at once.",
     ),
 ]
+TensorParallel = Annotated[
+    int,
+    typer.Option(
+        "--tensor-parallel",
+        metavar="N",
+        min=1,
+        max=4096,
+        help="Foretell what each of so many devices holds, and their time together; each is taken "
+        "to be like the one that `skimp machine` measures.",
+    ),
+]
+LinkText = Annotated[
+    str | None,
+    typer.Option(
+        "--link",
+        metavar="GB/s,µs",
+        help="With --tensor-parallel: bandwidth each way and latency of the link between devices "
+        "[dim](default: 25,20, as of PCIe 4.0 x16; NVLink 4 is about 400,10)[/].",
+        show_default=False,
+    ),
+]
 JsonFile = Annotated[
     Path | None,
     typer.Option(

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from skimp.cli import finding, options, output
+from skimp.cli import finding, options, output, parallel, search_options
 from skimp.cli.common import (
     Run,
     check_keep,
+    dtype_of,
     layer_list,
     read_plan,
     require_dense,
@@ -144,16 +145,20 @@ def plan(
             rich_help_panel=_HAND,
         ),
     ] = None,
-    budget: finding.BudgetOption = None,
-    search: finding.SearchOption = False,
-    costs: finding.CostsOption = "measured",
-    minutes: finding.TimeOption = None,
-    held_out: finding.HeldOutOption = None,
-    compare: finding.CompareOption = False,
-    workers: finding.WorkersOption = None,
-    ray: finding.RayOption = None,
-    state: finding.StateOption = None,
-    pick: finding.PickOption = None,
+    budget: search_options.BudgetOption = None,
+    search: search_options.SearchOption = False,
+    costs: search_options.CostsOption = "measured",
+    minutes: search_options.TimeOption = None,
+    held_out: search_options.HeldOutOption = None,
+    compare: search_options.CompareOption = False,
+    workers: search_options.WorkersOption = None,
+    ray: search_options.RayOption = None,
+    state: search_options.StateOption = None,
+    include: search_options.IncludeOption = None,
+    limit: search_options.LimitOption = None,
+    pick: search_options.PickOption = None,
+    tensor_parallel: options.TensorParallel = 1,
+    link: options.LinkText = None,
     json_file: options.JsonFile = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -177,6 +182,7 @@ def plan(
     skimp plan demo --experts 0.75 --scope calibrated --out narrow.yaml
     skimp plan demo --budget "loss<=5%" --workload 512+128x1 --out best.yaml
     skimp plan demo --budget "speedup>=1.3x" --out fast.yaml --json fast.json
+    skimp plan demo --budget "accuracy(piqa,arc_easy)>=-1" --out as_good.yaml
     skimp plan demo --pick 7 --state fast.search --out seven.yaml
     """
     del debug, rules
@@ -197,7 +203,10 @@ def plan(
         rules=compare,
         held_out=held_out,
         pick=pick,
+        include=include,
+        limit=limit,
     )
+    parallel.check(tensor_parallel, link)
     listed = {
         "attention": layer_list(attention, "--attention"),
         "ffn": layer_list(ffn, "--ffn"),
@@ -219,6 +228,11 @@ def plan(
     )
     counted = drop_attention + drop_ffn + drop_layers > 0 or rule is not None
     if asked.any:
+        if tensor_parallel > 1:
+            raise SkimpError(
+                "--tensor-parallel: the search is for one device; look at the plan that it finds "
+                "with `skimp inspect --plan PLAN --tensor-parallel N`."
+            )
         others = counted or any(listed.values()) or experts is not None or fit is not None
         _search(run, model, asked, workload, calibration, out, others=others, stream=stream)
         return
@@ -237,16 +251,22 @@ def plan(
     _check_calibration(calibration)
     loaded = run.load(model, stream=stream)
     require_dense(loaded, "plan")
+    dense = Anatomy.of(loaded.model)
+    parallel.require(dense, tensor_parallel)
     if mode == "rule":
         made, facts = choose(run, loaded, wanted, calibration)
     else:
         drawn = drawn or by_hand(loaded, listed, wanted)
-        drawn = thinned(drawn, wanted, Anatomy.of(loaded.model))
+        drawn = thinned(drawn, wanted, dense)
         made, facts = fit_plan(run, loaded, drawn, calibration, tune=tune)
-    made = with_exit(made, exit, Anatomy.of(loaded.model))
+    made = with_exit(made, exit, dense)
     made.write(target)
     document = describe(run, loaded, made, facts, work)
+    document["tensor_parallel"] = parallel.describe(
+        run, dense, made, work, dtype_of(loaded.model), tensor_parallel, link
+    )
     show(run, document, target)
+    parallel.show(run, document["tensor_parallel"])
     run.finish(document)
 
 

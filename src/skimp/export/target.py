@@ -20,7 +20,8 @@ from skimp.plan import Plan
 class Product:
     """A model to export: `model` with `plan` applied to it, beside the anatomy before (`dense`).
 
-    `name`: what the written model is called. `source`: where the dense model came from.
+    `name`: what the written model is called. `source`: where the dense model came from. `python`:
+    an interpreter with the engine, for targets that it takes part in writing.
     """
 
     model: Any
@@ -29,6 +30,7 @@ class Product:
     dense: Anatomy
     source: str
     name: str
+    python: Path | None = None
 
     @property
     def anatomy(self) -> Anatomy:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from skimp.errors import ExportError
+from skimp.export import dividing
 from skimp.export.ask import Answer, Logits, ask
 from skimp.export.target import Product, Target
 from skimp.export.write import Written
@@ -55,7 +56,8 @@ class Verification:
     planned model's, `ties`: others whose differing tokens are ties, `differ`: the rest. `noise`:
     the largest difference of logits that the number format explains; None for quantized weights,
     whose loss is what the figures show, and then a tie is a margin within `max_difference`.
-    `passed`: None where there is no bar.
+    `passed`: None where there is no bar. `texts`: how many the engine's own tokenizer divided, and
+    `divided_otherwise` those of them in which the model's finds other tokens.
     """
 
     target: str
@@ -73,6 +75,8 @@ class Verification:
     differences: tuple[Difference, ...]
     noise: float | None
     passed: bool | None
+    texts: int = 0
+    divided_otherwise: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,6 +90,9 @@ class Verification:
             tokens += f", on {self.ties} more up to ties (margins up to {widest:.2g})"
         if self.differ:
             tokens += f", different on {self.differ}"
+        if self.texts:
+            same = self.texts - len(self.divided_otherwise)
+            tokens += f"; {same} of {self.texts} texts divided into the same tokens"
         if self.max_difference is None:
             return f"{self.engine}: {tokens}."
         what = "log-probability" if self.normalised else "logit"
@@ -120,10 +127,23 @@ def verify(
     if check is None:
         raise ExportError(f"--verify: {target.name} has no engine to ask; leave it out.")
     texts = make_prompts(product, prompts, new)
+    tells = product.tokenizer is not None and "texts" in check.tells
+    divided = dividing.texts(product.tokenizer) if tells else ()
     with progress.task(f"asking {check.module}", None) as step:
-        answer = ask(check, written.path, written.folder, written.form, texts, new, python=python)
+        answer = ask(
+            check,
+            written.path,
+            written.folder,
+            written.form,
+            texts,
+            new,
+            texts=divided,
+            python=python,
+        )
         step()
-    return compare(product, written, texts, answer, progress)
+    found = compare(product, written, texts, answer, progress)
+    otherwise = dividing.otherwise(product.tokenizer, divided, answer.texts)
+    return replace(found, texts=len(divided), divided_otherwise=tuple(otherwise))
 
 
 def compare(

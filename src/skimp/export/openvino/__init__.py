@@ -1,0 +1,1 @@
+"""OpenVINO: :mod:`.target` is skimp's side, :mod:`.convert` runs in OpenVINO's own environment."""
