@@ -25,9 +25,9 @@ from skimp.export.write import Written
 from skimp.progress import SILENT, Progress
 
 PROMPTS, NEW, LONGEST = 50, 16, 64
-# float32 on both sides, sums in another order: so much, or such a share of the largest logit.
-EXACT, _SHARE = 1e-4, 2e-5
-_ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}
+EXACT = 1e-4  # float32 on both sides, sums in another order
+# What a model in a format is held against to see what rounding does to it.
+_BESIDE = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float64}
 # Several times what rounding does to transformers itself: other kernels round at other places.
 _ROOM = 3.0
 
@@ -165,8 +165,10 @@ def compare(
                 deltas.append(_differences(wanted, answer.logits[number], answer.normalised))
             found += _differing(number, logits[len(text) - 1 :], answer.tokens[number])
             step()
-    noise = _noise(product, written.form, texts, model)
-    return _sum_up(written, answer, deltas, found, noise)
+    largest = max((float(each.max()) for each in deltas), default=None)
+    rows = [len(each.values) for each in answer.logits] if answer.logits else [1] * len(texts)
+    noise = _noise(product, written.form, list(zip(texts, rows, strict=True)), model, largest)
+    return _sum_up(written, answer, deltas, found, largest, noise)
 
 
 def make_prompts(product: Product, count: int, new: int) -> list[list[int]]:
@@ -224,16 +226,29 @@ def _differing(prompt: int, logits: Tensor, tokens: Sequence[int]) -> list[Diffe
     return found
 
 
-def _noise(product: Product, form: str, texts: Sequence[list[int]], model: Any) -> float | None:
-    """By how much the format alone may move a logit; None where that is not known beforehand."""
-    if form == "f32":
-        return max(EXACT, _SHARE * max(float(_read(model, text).abs().max()) for text in texts[:5]))
-    dtype = _ROUNDED.get(form)
+def _noise(
+    product: Product,
+    form: str,
+    texts: Sequence[tuple[list[int], int]],
+    model: Any,
+    largest: float | None,
+) -> float | None:
+    """By how much the format alone may move a logit after the last so many tokens of `texts`.
+
+    None where that is not known beforehand.
+    """
+    if form == "f32" and (largest is None or largest <= EXACT):
+        return EXACT
+    dtype = _BESIDE.get(form)
     if dtype is None:
         return None
-    rounded = copy.deepcopy(product.model).to(dtype)
-    moved = max(float((_read(rounded, text) - _read(model, text)).abs().max()) for text in texts)
-    return _ROOM * moved
+    # Activations of some models are so large that even float32 moves their logits by more.
+    beside = copy.deepcopy(product.model).to(dtype)
+    moved = max(
+        float((_read(beside, text) - _read(model, text))[-rows:].abs().max())
+        for text, rows in texts
+    )
+    return max(EXACT, _ROOM * moved)
 
 
 def _sum_up(
@@ -241,9 +256,9 @@ def _sum_up(
     answer: Answer,
     deltas: list[np.ndarray],
     found: list[Difference],
+    largest: float | None,
     noise: float | None,
 ) -> Verification:
-    largest = max((float(each.max()) for each in deltas), default=None)
     if largest is not None and not np.isfinite(largest):
         raise ExportError("--verify: the engine's logits are not finite numbers.")
     count = sum(each.size for each in deltas)
