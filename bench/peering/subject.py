@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.peering.gguf_out import FORMATS, check, write_gguf
 from bench.peering.roster import Entry, Kind
 
 from skimp.cli.common import layer_list, read_plan, require_dense
 from skimp.errors import SkimpError
+from skimp.export.gguf import target as gguf
+from skimp.export.target import Product
 from skimp.measure.cost import decode_cost
 from skimp.measure.memory import available_bytes
 from skimp.methods.registry import reduce
@@ -65,19 +66,24 @@ class Model:
         """Write the model in `form` (`folder`, or a number format of GGUF) below `folder`.
 
         Raises:
-            SkimpError: it cannot be written so.
-            ModuleNotFoundError: the package that writes it is missing.
+            SkimpError: it cannot be written so, or the package that writes it is missing.
         """
-        if form not in FORMATS:
+        if form == "folder":
             path = folder / "model"
             if not path.exists():
                 with quiet():
                     self._model.save_pretrained(path)
             return path
-        check(self._model.config, form)
         path = folder / f"{form}.gguf"
         if not path.exists():
-            write_gguf(self._model, path, form)
+            # Engines are given token ids, so the file needs no tokenizer.
+            anatomy = self.subject.anatomy
+            plan = Plan.empty(anatomy)
+            product = Product(self._model, None, plan, anatomy, self.subject.head["source"], form)
+            found = gguf.TARGET.obstacles(product, form)
+            if found:
+                raise SkimpError(f"it cannot be written as GGUF: {found[0]}")
+            gguf.write(product, form, path)
         return path
 
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from bench.engines import eager, llm_drop, static
 from bench.engines.base import Engine, Options
-from bench.peering.gguf_out import write_gguf
 from bench.peering.process import Peer
+from tests.export.gguf_kit import product
 from tests.models import model_files as files
 
 import skimp
+from skimp.export.gguf.target import write
 from skimp.plan import Plan
 
 _PROMPT = [5, 6, 7, 8, 9]
@@ -126,7 +127,7 @@ def test_llama_cpp_reads_the_file_as_it_was_meant(tmp_path: Path) -> None:
         pytest.skip("SKIMP_PEERS_LLAMA names no Python that has llama_cpp")
     pytest.importorskip("gguf")
     model = files.llama(initializer_range=_RANGE, num_hidden_layers=3).bfloat16()
-    write_gguf(model, tmp_path / "m.gguf", "BF16")
+    write(product(model), "bf16", tmp_path / "m.gguf")
     peer = Peer("llama", "bench.engines.llama", python, 1, tmp_path / "log")
 
     def choose(tokens: list[int]) -> list[int]:

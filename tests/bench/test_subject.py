@@ -86,7 +86,7 @@ def test_weights_that_do_not_fit_side_by_side_are_refused(subject: Subject) -> N
 
 def test_a_model_is_exported_once(model: Model, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    for form in ("BF16", "folder"):
+    for form in ("bf16", "folder"):
         path = model.export(form, tmp_path)
         before = path.stat().st_mtime_ns
         assert model.export(form, tmp_path) == path

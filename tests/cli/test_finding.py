@@ -1,10 +1,12 @@
 """`skimp plan --budget` and `--pick`, on a tiny model and by bytes: no clock has a say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cli.conftest import TEXT, Skimp, complaint, read
+from tests.cli.test_eval import TASK
 
 from skimp.finder.ladder import Ladder
 from skimp.finder.workers import Job
@@ -89,6 +91,35 @@ def _stopping_fit() -> Any:
     return stops
 
 
+def test_a_budget_on_accuracy(skimp: Skimp, folder: Path, long_text: Path, tmp_path: Path) -> None:
+    """Points may be lost, as many as half of the items can show; the other half proves it."""
+    tasks = task_folder(tmp_path, 60)
+    words = ("--budget", "accuracy(tiny_choice)>=-60", "--include", tasks, "--json", "p.json")
+    search(skimp, folder, long_text, "p.yaml", *words)
+    found = read(tmp_path / "p.json")["search"]
+    chosen = next(e for e in found["plans"] if e["number"] == found["chosen"])
+    halves = chosen["accuracy"]
+    assert halves["choosing"]["items"] + halves["proving"]["items"] == 60
+    assert halves["proving"]["holds"] and "mean accuracy" in found["promise"]["words"]
+    assert Plan.read(tmp_path / "p.yaml").evidence["search"]["accuracy"] == halves["proving"]
+    words = ("--budget", "accuracy(tiny_choice)>=-0.01", "--include", tasks, "--state", "p.search")
+    result = search(skimp, folder, long_text, "no.yaml", *words)
+    assert "could not be shown to keep" in " ".join(result.stdout.split())
+    assert not (tmp_path / "no.yaml").exists()
+
+
+def task_folder(tmp_path: Path, items: int) -> Path:
+    path = tmp_path / "tasks"
+    path.mkdir()
+    (path / "tiny.yaml").write_text(TASK)
+    rows = [
+        {"query": f"The bridge {n}", "choices": [" is old", " was new"], "gold": n % 2}
+        for n in range(items)
+    ]
+    (path / "items.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
 def test_pick(skimp: Skimp, folder: Path, long_text: Path, tmp_path: Path) -> None:
     result = search(skimp, folder, long_text, "p.yaml", "--search", "--json", "p.json")
     assert "--pick N" in result.stdout and not (tmp_path / "p.yaml").exists()
@@ -135,6 +166,8 @@ def test_rules_stand_beside_the_frontier(
         (("--search", "--held-out", "none.txt"), "no file none.txt"),
         (("--search", "--costs", "money"), "none of measured, bytes"),
         (("--pick", "1"), "holds no finished search"),
+        (("--budget", "accuracy(nothing_like_it)>=-1"), "there is no task 'nothing_like_it'"),
+        (("--search", "--limit", "9"), "they are about tasks"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -22,6 +22,7 @@ VERBS = [
     "eval",
     "bench",
     "generate",
+    "serve",
     "report",
     "run",
     "demo",

@@ -41,6 +41,8 @@ def stage_of(model: nn.Module) -> tuple[Stage, list[Choice]]:
     choices: list[Choice] = []
     prepared = {}
     for name, offer in offers().items():
+        if offer.acts_on == "model":
+            continue
         own = offer.choices(model, anatomy)
         prepared[name] = offer.prepare(fitting, anatomy, own, SILENT)
         choices += own

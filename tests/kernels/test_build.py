@@ -24,6 +24,7 @@ int skimp_neurons(const char *a) { return 0; }
 int skimp_attend(const char *a) { return 0; }
 int skimp_store(const char *a) { return 0; }
 int skimp_norm(const char *a) { return 0; }
+int skimp_screen(const char *a) { return 0; }
 """
 
 

@@ -49,6 +49,25 @@ def test_full_rank_equals_ridge_regression() -> None:
     )
 
 
+def test_low_precision_states_do_not_make_a_fit_run_away() -> None:
+    """With a large mean and one strong direction, rounded products have negative eigenvalues."""
+    size, generator = 64, torch.Generator().manual_seed(0)
+    scales = torch.full((size,), 0.02).index_fill(0, torch.tensor([0]), 2.0)
+    x = torch.randn(1000, size, generator=generator) * scales + 3
+    y = x[:, :8] + 0.1 * torch.randn(1000, 8, generator=generator)
+    x, y = x.bfloat16(), y.bfloat16()
+    found = solve_fill(moments_of(x, y), FillKind("linear"))["up"].double()
+    exact = solve_fill(moments_of(x.double(), y.double()), FillKind("linear"))["up"].double()
+    assert (found - exact).norm() < 0.01 * exact.norm()
+
+
+def test_moments_are_those_of_all_rows() -> None:
+    x, y = (torch.randn(90, size, dtype=torch.float64) for size in (1000, 3))
+    moments = moments_of(x, y)
+    torch.testing.assert_close(moments.xx, x.T @ x, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(moments.xy, x.T @ y, rtol=1e-5, atol=1e-4)
+
+
 def test_reduced_rank_beats_cutting_the_weights() -> None:
     x, y = sample()
     full = solve_fill(moments_of(x, y), FillKind("linear"))

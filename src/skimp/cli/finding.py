@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
-
-import typer
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from skimp.cli import frontier_table
 from skimp.cli.common import Run, require_tokenizer
@@ -18,85 +16,16 @@ from skimp.cli.planning import describe
 from skimp.errors import SkimpError
 
 if TYPE_CHECKING:
+    from skimp.finder.accuracy import Scorer
     from skimp.finder.budget import Budget
     from skimp.finder.search import Found
+    from skimp.finder.state import State
     from skimp.finder.texts import Texts
     from skimp.models.load import Loaded
     from skimp.plan import Plan
     from skimp.workload import Workload
 
 _RESULT = "result.json"
-
-
-def _option(*names: str, metavar: str | None = None, help: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel="By a search")
-
-
-BudgetOption = Annotated[
-    list[str] | None,
-    _option(
-        "--budget",
-        metavar="LIMIT",
-        help="Search for the best plan within limits: loss<=1%, kl<=0.05, speedup>=1.4x, "
-        "bytes>=1.3x, memory<=6GiB, kv<=500MiB. May be given several times.",
-    ),
-]
-SearchOption = Annotated[
-    bool, _option("--search", help="Search without a budget: show the frontier, to --pick from.")
-]
-CostsOption = Annotated[
-    str,
-    _option(
-        "--costs", help="What counts as speed: measured (on this machine) or bytes (byte bound)."
-    ),
-]
-TimeOption = Annotated[
-    float | None,
-    _option(
-        "--time",
-        metavar="MINUTES",
-        help="Begin nothing new after so long; the same command goes on later.",
-    ),
-]
-HeldOutOption = Annotated[
-    Path | None,
-    _option(
-        "--held-out",
-        metavar="FILE",
-        help="Text to judge on [dim](default: a third of the calibration text)[/].",
-    ),
-]
-CompareOption = Annotated[
-    bool,
-    _option("--compare/--no-compare", help="Set the papers' rules beside the frontier."),
-]
-WorkersOption = Annotated[
-    int | None,
-    _option(
-        "--workers",
-        metavar="N",
-        help="Processes that fit and judge plans [dim](default: by cores and memory)[/].",
-    ),
-]
-RayOption = Annotated[
-    str | None,
-    _option(
-        "--ray",
-        metavar="ADDRESS",
-        help="Fit and judge on a Ray cluster that shares the search's folder.",
-    ),
-]
-StateOption = Annotated[
-    Path | None,
-    _option(
-        "--state",
-        metavar="DIR",
-        help="Where the search keeps what it found [dim](default: beside --out)[/].",
-    ),
-]
-PickOption = Annotated[
-    int | None, _option("--pick", metavar="N", help="Write plan N of a search that is done.")
-]
 
 
 @dataclass(frozen=True)
@@ -113,6 +42,8 @@ class Asked:
     rules: bool
     held_out: Path | None
     pick: int | None
+    include: Path | None = None
+    limit: int | None = None
 
     @property
     def any(self) -> bool:
@@ -133,6 +64,7 @@ def check(asked: Asked) -> Budget:
     if asked.held_out is not None and not asked.held_out.is_file():
         raise SkimpError(f"--held-out: there is no file {asked.held_out}.")
     budget = Budget.parse(asked.budget)
+    _check_tasks(asked, budget)
     speed = budget.get("speedup")
     if speed is not None and asked.costs == "bytes":
         raise SkimpError(
@@ -140,6 +72,25 @@ def check(asked: Asked) -> Budget:
             f"bytes>={speed.value:g}x, or leave --costs out."
         )
     return budget
+
+
+def _check_tasks(asked: Asked, budget: Budget) -> None:
+    """Refuse unknown tasks before the model is loaded, and options about none."""
+    if asked.limit is not None and asked.limit < 1:
+        raise SkimpError("--limit: give at least 1, or leave it out to score all items.")
+    if budget.accuracy is None:
+        if asked.include is not None or asked.limit is not None:
+            raise SkimpError(
+                "--include and --limit: they are about tasks; name some with --budget "
+                '"accuracy(TASK)>=-1".'
+            )
+        return
+    if asked.include is not None and not asked.include.is_dir():
+        raise SkimpError(f"--include: there is no folder {asked.include}.")
+    from skimp.finder.accuracy import found_tasks
+    from skimp.measure.tasks import load_tasks
+
+    load_tasks(found_tasks(budget.accuracy, asked.include))
 
 
 def folder_of(asked: Asked, out: Path | None) -> Path:
@@ -190,7 +141,16 @@ def search(
         workers(number, site, partial(make, loaded.model, texts), asked.ray) as do,
         _drawing() as shown,
     ):
-        made = Search(loaded.model, wanted, texts, state, do, progress=run.progress, shown=shown)
+        made = Search(
+            loaded.model,
+            wanted,
+            texts,
+            state,
+            do,
+            progress=run.progress,
+            shown=shown,
+            scorer=_scorer(run, loaded, asked, budget, state),
+        )
         rules = (
             papers(loaded.model, loaded.tokenizer, texts.fitting, run.seed) if asked.rules else ()
         )
@@ -201,6 +161,24 @@ def search(
     document = _document(run, loaded, plan, found, texts, workload)
     _show(run, found, folder, out if plan is not None else None)
     run.finish(document)
+
+
+def _scorer(run: Run, loaded: Loaded, asked: Asked, budget: Budget, state: State) -> Scorer | None:
+    from skimp.finder.accuracy import Scorer, found_tasks
+
+    limit = budget.accuracy
+    if limit is None:
+        return None
+    return Scorer(
+        loaded.model,
+        require_tokenizer(loaded, "a budget on accuracy"),
+        limit,
+        found_tasks(limit, asked.include),
+        state,
+        items=asked.limit,
+        seed=run.seed,
+        progress=run.progress,
+    )
 
 
 def pick(run: Run, asked: Asked, out: Path | None) -> None:
@@ -248,6 +226,8 @@ def _write(
     names = ("kl", "kl_interval", "loss_difference", "loss_interval", "agreement", "byte_bound")
     evidence = {name: entry[name] for name in names}
     evidence |= {"workload": search["workload"], "budget": search["budget"]}
+    if entry["accuracy"] is not None:
+        evidence |= {"accuracy": entry["accuracy"]["proving"]}
     if promise is not None and promise["bound"] is not None:
         evidence |= {"bound": promise["bound"], "level": promise["level"]}
     plan = Plan.read(folder / f"{entry['file']}.yaml").with_evidence(search=evidence)
@@ -357,6 +337,8 @@ def _show(run: Run, found: Found, folder: Path, written: Path | None) -> None:
     console.print(frontier_table.table(found.search))
     for each in found.selection.withheld:
         console.print(f"Plan {each['number']} is withheld: {each['reason']}")
+    for each in found.search["not_offered"]:
+        console.print(f"{each['offer']}: not offered, because {each['reason']}.", highlight=False)
     console.print(found.selection.words, highlight=False)
     if not found.search["complete"]:
         console.print("The time ran out; the same command goes on where it ended.")

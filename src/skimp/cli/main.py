@@ -28,6 +28,7 @@ from skimp.cli import (
     plan,
     report,
     run,
+    serve,
 )
 from skimp.cli.common import COMMAND
 from skimp.errors import SkimpError
@@ -159,6 +160,7 @@ app.command("export", no_args_is_help=True)(export.export)
 app.command("eval", no_args_is_help=True)(eval.evaluate)
 app.command("bench", no_args_is_help=True)(bench.bench)
 app.command("generate", no_args_is_help=True)(generate.generate)
+app.command("serve", no_args_is_help=True)(serve.serve)
 app.command("machine")(machine.machine)
 app.command("report")(report.report)
 app.command("run", no_args_is_help=True)(run.run_recipe)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from skimp.cli import finding, options, output, parallel
+from skimp.cli import finding, options, output, parallel, search_options
 from skimp.cli.common import (
     Run,
     check_keep,
@@ -145,16 +145,18 @@ def plan(
             rich_help_panel=_HAND,
         ),
     ] = None,
-    budget: finding.BudgetOption = None,
-    search: finding.SearchOption = False,
-    costs: finding.CostsOption = "measured",
-    minutes: finding.TimeOption = None,
-    held_out: finding.HeldOutOption = None,
-    compare: finding.CompareOption = False,
-    workers: finding.WorkersOption = None,
-    ray: finding.RayOption = None,
-    state: finding.StateOption = None,
-    pick: finding.PickOption = None,
+    budget: search_options.BudgetOption = None,
+    search: search_options.SearchOption = False,
+    costs: search_options.CostsOption = "measured",
+    minutes: search_options.TimeOption = None,
+    held_out: search_options.HeldOutOption = None,
+    compare: search_options.CompareOption = False,
+    workers: search_options.WorkersOption = None,
+    ray: search_options.RayOption = None,
+    state: search_options.StateOption = None,
+    include: search_options.IncludeOption = None,
+    limit: search_options.LimitOption = None,
+    pick: search_options.PickOption = None,
     tensor_parallel: options.TensorParallel = 1,
     link: options.LinkText = None,
     json_file: options.JsonFile = None,
@@ -180,6 +182,7 @@ def plan(
     skimp plan demo --experts 0.75 --scope calibrated --out narrow.yaml
     skimp plan demo --budget "loss<=5%" --workload 512+128x1 --out best.yaml
     skimp plan demo --budget "speedup>=1.3x" --out fast.yaml --json fast.json
+    skimp plan demo --budget "accuracy(piqa,arc_easy)>=-1" --out as_good.yaml
     skimp plan demo --pick 7 --state fast.search --out seven.yaml
     """
     del debug, rules
@@ -200,6 +203,8 @@ def plan(
         rules=compare,
         held_out=held_out,
         pick=pick,
+        include=include,
+        limit=limit,
     )
     parallel.check(tensor_parallel, link)
     listed = {

@@ -13,7 +13,7 @@ from skimp.engine import gates, hugging, limits, native, shadow
 from skimp.engine.attention import Unsupported
 from skimp.engine.compiled import CompiledRunner
 from skimp.engine.exits import Exits
-from skimp.engine.experts import Desk
+from skimp.engine.experts import Carried, Desk
 from skimp.engine.generation import Answer, Generation, Request, Timing
 from skimp.engine.native import NativeRunner
 from skimp.engine.probing import slot_shapes
@@ -25,7 +25,7 @@ from skimp.errors import RequestError
 from skimp.kernels.native import MOST_ROWS
 from skimp.methods.apply import apply
 from skimp.methods.exit.section import by_exit
-from skimp.methods.experts.section import by_prompt
+from skimp.methods.experts.section import Experts, by_prompt
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 
@@ -240,6 +240,16 @@ class Engine:
             return
         with self._desk.answering(state, self.runner) if self._desk else nullcontext():
             self.exits.settle(self.runner, state)
+
+    @property
+    def experts(self) -> Experts | None:
+        """The plan's section on neurons that prompts choose, or None."""
+        return None if self._desk is None else self._desk.section
+
+    def together(self, parts: Sequence[Carried]) -> Carried:
+        """What sequences that were read apart, each with its experts, are decoded with as one."""
+        assert self._desk is not None
+        return self._desk.together(parts)
 
     def _refresh(self, state: State, recent: Tensor, tokens: Tensor) -> Tensor:
         """Read the last tokens again with all neurons, which also mends their cache entries.

@@ -5,7 +5,7 @@ the experts are chosen, and from then on only they are read, until the request r
 step is due. All of it but the magnitudes of weights belongs to one request (`Carried`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ from skimp.measure.memory import available_bytes
 from skimp.methods.experts.deciding import Chooser
 from skimp.methods.experts.modules import Guide, guided
 from skimp.methods.experts.section import BLIND, Experts
-from skimp.methods.experts.select import Chosen, kept_by, ordered, widened
+from skimp.methods.experts.select import Chosen, joined, kept_by, ordered, widened
 
 # Where a batch needs so many rows between its sequences, reading all of them in one run is quicker
 # (a core reads scattered rows at three quarters of the rate of a run; docs/log.md).
@@ -44,6 +44,16 @@ class Carried:
     mark: object | None = None
     in_place: InPlace | None = None
     masked: Masked | None = None
+
+    def part(self, row: int) -> "Carried":
+        """What one sequence brings along where it goes on without, or with other, company."""
+        own = slice(row, row + 1)
+        sums, totals = (
+            {layer: seen[own].clone() for layer, seen in each.items()}
+            for each in (self.sums, self.totals)
+        )
+        recent = [tokens[own].clone() for tokens in self.recent]
+        return Carried(sums, totals, self.counts[own].clone(), recent=recent)
 
 
 class Desk:
@@ -104,6 +114,21 @@ class Desk:
         with self._guide(state, self._carried(state), runner) as guide, guided(guide):
             yield
 
+    def together(self, parts: Sequence[Carried]) -> Carried:
+        """What a batch answers with whose sequences were read apart: each by its own experts.
+
+        The statistic stays with `parts`, one a sequence, in which the choices are kept as well.
+        """
+        for part in parts:
+            if not part.chosen:
+                self._choose(part)
+        whole = Carried({}, {}, torch.cat([part.counts for part in parts]))
+        for layer, width in self._chooser.widths.items():
+            each = [part.chosen[layer] for part in parts]
+            whole.chosen[layer] = self._ready(joined(each, width), width)
+        self._hand_out(whole)
+        return whole
+
     def due(self, state: State) -> Tensor | None:
         """The tokens [B, refresh] that all neurons should read (again) by now, if it is time."""
         recent = self._carried(state).recent
@@ -127,9 +152,15 @@ class Desk:
     def _choose(self, carried: Carried) -> None:
         for layer, sums in carried.sums.items():
             chosen = self._chooser.choose(layer, sums, carried.counts, carried.totals.get(layer))
-            width = sums.shape[1]
-            wide = chosen.mask is not None and len(chosen.rows) >= _WIDE * width
-            carried.chosen[layer] = ordered(widened(chosen, width) if wide else chosen)
+            carried.chosen[layer] = self._ready(chosen, sums.shape[1])
+        self._hand_out(carried)
+
+    def _ready(self, chosen: Chosen, width: int) -> Chosen:
+        """A choice as it is read best."""
+        wide = chosen.mask is not None and len(chosen.rows) >= _WIDE * width
+        return ordered(widened(chosen, width) if wide else chosen)
+
+    def _hand_out(self, carried: Carried) -> None:
         carried.mark = object()
         carried.in_place = InPlace(
             carried.chosen,

@@ -3,20 +3,16 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from skimp.engine.pieces import Pieces
+from skimp.engine.answers import Answer, Row
 from skimp.engine.quiet import alone
 from skimp.engine.runners import pad_left
 from skimp.engine.sampling import Sampler, Sampling, check
 from skimp.engine.state import State
-from skimp.engine.stopping import StopStrings
-from skimp.errors import RequestError
-
-Ending = Literal["end", "stop", "length", "context"]
 
 
 class Decoder(Protocol):
@@ -42,20 +38,6 @@ class Timing:
     def tokens_per_s(self) -> float | None:
         """Decode steps per second; None if there was none."""
         return len(self.steps) / sum(self.steps) if self.steps else None
-
-
-@dataclass
-class Answer:
-    """What one prompt was continued with.
-
-    `ended`: an end-of-text token ("end", not among the tokens), a stop string ("stop", not in the
-    text), as many tokens as were asked for ("length"), or a full context. `text` is None without a
-    tokenizer.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    text: str | None = None
-    ended: Ending = "length"
 
 
 @dataclass(frozen=True)
@@ -92,12 +74,10 @@ class Generation:
     """Runs a request; iterate over it for the steps as they come, then read `answers`."""
 
     def __init__(self, engine: Decoder, request: Request, timing: Timing | None = None) -> None:
-        if request.stop and request.tokenizer is None:
-            raise RequestError("stop: strings can only be found in text; give a tokenizer too.")
         self.timing = timing or Timing()
         self._engine = engine
         self._request = request
-        self._rows = [_Row(request) for _ in request.prompts]
+        self._rows = [Row(request.ends, request.tokenizer, request.stop) for _ in request.prompts]
 
     @property
     def answers(self) -> list[Answer]:
@@ -105,7 +85,8 @@ class Generation:
 
     def __iter__(self) -> Iterator[Step]:
         request = self._request
-        room, full = _room(request)
+        longest = max(map(len, request.prompts), default=0)
+        room, full = room_for(longest, request.new, request.context)
         start = time.perf_counter()
         logits, state = self._engine.prefill(request.prompts, room, chunk=request.chunk)
         batch, vocabulary = logits.shape
@@ -152,56 +133,12 @@ class Generation:
         )
 
 
-class _Row:
-    """One sequence on its way."""
-
-    def __init__(self, request: Request) -> None:
-        self.answer = Answer()
-        self.ended = False
-        self._ends = request.ends
-        self._pieces = None if request.tokenizer is None else Pieces(request.tokenizer)
-        self._stops = StopStrings(request.stop)
-        self._text: list[str] = []
-
-    def add(self, token: int) -> tuple[int | None, str | None]:
-        """The token, if it belongs to the answer, and the text that is certain after it."""
-        if self.ended:
-            return None, None
-        if token in self._ends:
-            return None, self.close("end")
-        self.answer.tokens.append(token)
-        if self._pieces is None:
-            return token, None
-        piece = self._stops.add(self._pieces.add(token))
-        self._text.append(piece)
-        if self._stops.stopped is not None:
-            self.close("stop")
-        return token, piece
-
-    def close(self, ending: Ending) -> str | None:
-        """End the sequence, if it has not; the text that was held back."""
-        if self.ended:
-            return None
-        self.ended = True
-        self.answer.ended = ending
-        if self._pieces is None:
-            return None
-        rest = ""
-        if ending != "stop":
-            rest = self._stops.add(self._pieces.rest()) + self._stops.rest()
-            if self._stops.stopped is not None:
-                self.answer.ended = "stop"
-        self._text.append(rest)
-        self.answer.text = "".join(self._text)
-        return rest
-
-
-def _room(request: Request) -> tuple[int, bool]:
-    """Tokens that may follow, and whether the context and not the request is the limit."""
-    longest = max(map(len, request.prompts), default=0)
-    if request.context is None or longest + request.new <= request.context:
-        return request.new, False
-    return max(1, request.context - longest), True
+def room_for(prompt: int, new: int, context: int | None) -> tuple[int, bool]:
+    """Tokens that may follow a prompt of so many, and whether the context and not what was asked
+    for (`new`) is the limit."""
+    if context is None or prompt + new <= context:
+        return new, False
+    return max(1, context - prompt), True
 
 
 def _see(sampler: Sampler, prompts: Sequence[Sequence[int]]) -> None:

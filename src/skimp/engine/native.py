@@ -62,7 +62,7 @@ class NativeRunner(SlotRunner):
     def walk(self, state: State, stretch: Stretch, tokens: Tensor, end: int) -> Tensor:
         shape = self.shape(state.batch, tokens.shape[1])
         # A slot whose oldest entries make way cannot hold several new ones at once.
-        holds = shape.queries == 1 or end <= _table(state).smallest
+        holds = shape.queries == 1 or end - state.base <= _table(state).smallest
         program = self.program(shape) if holds else None
         if program is not None:
             last = None if stretch.head else stretch.last

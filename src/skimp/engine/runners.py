@@ -98,7 +98,7 @@ class SlotRunner:
         return self.step(state.cache, state.pads, at, tokens)
 
     def can_rewind(self, state: State) -> bool:
-        return all(slot.size >= state.length for slot in state.cache.values())
+        return all(slot.size >= state.held for slot in state.cache.values())
 
     def walk(self, state: State, stretch: Stretch, tokens: Tensor, end: int) -> Tensor:
         run = _columns(state, end, tokens.shape[1])

@@ -15,7 +15,8 @@ class State:
     what its prompts showed of the neurons (engine/experts.py), where the plan keeps some of them.
     `exits`: what its last tokens have yet to be run through (engine/exits.py), where they may leave
     early. `idle` [B]: the sequences that have ended, which nobody listens to. `table`: the
-    addresses of the cache, once native steps have asked for them.
+    addresses of the cache, once native steps have asked for them. `base`: columns that are padding
+    to every sequence, so that later ones may stand in their places (engine/batching.py).
     """
 
     cache: Any
@@ -27,6 +28,7 @@ class State:
     exits: Any = None
     idle: Tensor | None = None
     table: Any = None
+    base: int = 0
 
     @property
     def batch(self) -> int:
@@ -35,7 +37,12 @@ class State:
     @property
     def room(self) -> int:
         """Tokens that still fit."""
-        return self.capacity - self.length
+        return self.capacity - self.held
+
+    @property
+    def held(self) -> int:
+        """Columns from the first on that is a token of some sequence."""
+        return self.length - self.base
 
     @property
     def lengths(self) -> Tensor:

@@ -7,6 +7,7 @@ A check's script reads a *job* from standard input, one JSON object:
     prompts  lists of token ids
     new      tokens to decode after each, greedily, end-of-text tokens like any other
     logits   whether logits are wanted
+    texts    texts to divide into tokens, special ones read as such; [] unless the check tells them
     answer   the file to write the answer to
     scratch  an empty folder for arrays
 
@@ -21,6 +22,7 @@ and writes its *answer*, one JSON object, to that file (or as the last line of s
                token of the prompt;
              - {"ids": FILE, "values": FILE}, .npy files [prompts, K]: the logits of K tokens only
     normalised  true where they are log-probabilities
+    texts    the token ids of each of the job's texts, with those that stand around any text
 """
 
 import json
@@ -59,12 +61,13 @@ class Logits:
 
 @dataclass(frozen=True)
 class Answer:
-    """`tokens`: new ones for each prompt; `logits` for each prompt, or None."""
+    """`tokens`: new ones for each prompt; `logits` for each prompt, or None; `texts`: token ids."""
 
     engine: str
     tokens: list[list[int]]
     logits: list[Logits] | None
     normalised: bool = False
+    texts: tuple[list[int], ...] = ()
 
 
 def ask(
@@ -75,6 +78,7 @@ def ask(
     prompts: Sequence[Sequence[int]],
     new: int,
     *,
+    texts: Sequence[str] = (),
     python: Path | None = None,
 ) -> Answer:
     """Run the check's script and read its answer.
@@ -82,6 +86,7 @@ def ask(
     Args:
         model: what the engine loads.
         folder: stands for `{folder}` in the check's environment variables.
+        texts: to be divided into tokens; the check must tell "texts".
         python: the engine's interpreter; this one by default.
 
     Raises:
@@ -99,6 +104,7 @@ def ask(
             "prompts": [list(map(int, prompt)) for prompt in prompts],
             "new": new,
             "logits": "logits" in check.tells,
+            "texts": list(texts),
             "answer": str(answer),
             "scratch": scratch,
         }
@@ -174,7 +180,9 @@ def read(check: Check, text: str, prompts: Sequence[Sequence[int]], new: int) ->
         if len(tokens) != len(prompts) or any(len(row) != new for row in tokens):
             raise ValueError(f"it gave {[len(row) for row in tokens]} tokens, not {new} a prompt")
         logits = _logits(data.get("logits"), len(prompts))
-        return Answer(str(data["engine"]), tokens, logits, bool(data.get("normalised")))
+        texts = tuple([int(token) for token in row] for row in data.get("texts") or ())
+        engine, normalised = str(data["engine"]), bool(data.get("normalised"))
+        return Answer(engine, tokens, logits, normalised, texts)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ExportError(
             f"--verify: the answer of {check.script} is not one ({type(error).__name__}: {error})."

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from skimp.errors import ExportError
 from skimp.export import decilm, plain, transformers
+from skimp.export.gguf import target as gguf
 from skimp.export.openvino import target as openvino
 from skimp.export.target import Target
 from skimp.export.vllm_plugin import target as vllm_plugin
@@ -12,6 +13,7 @@ TARGETS: Mapping[str, Target] = {
     transformers.TARGET.name: transformers.TARGET,
     plain.TARGET.name: plain.TARGET,
     decilm.TARGET.name: decilm.TARGET,
+    gguf.TARGET.name: gguf.TARGET,
     vllm_plugin.TARGET.name: vllm_plugin.TARGET,
     openvino.TARGET.name: openvino.TARGET,
 }

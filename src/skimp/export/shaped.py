@@ -14,6 +14,8 @@ from skimp.export.target import Obstacle, Product
 from skimp.models import carve
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
+FUSED = ("phi3",)
+"""Types whose maps are those of Llama, some laid into one weight."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class ShapedLayer:
     ffn: FeedForward | Replaced | None
 
 
-def obstacles(product: Product) -> list[Obstacle]:
-    """Why the model is not Llama-shaped; nothing if it is."""
+def obstacles(product: Product, known: tuple[str, ...] = MODEL_TYPES) -> list[Obstacle]:
+    """Why the model is not Llama-shaped, or none of the `known` types; nothing if it is."""
     config = product.config
     kind = product.dense.model_type
     found = []
@@ -81,15 +83,15 @@ def obstacles(product: Product) -> list[Obstacle]:
     def no(field: str, reason: str) -> None:
         found.append(Obstacle(field, reason, "export `--to transformers`, or `--to vllm-plugin`"))
 
-    if kind not in MODEL_TYPES:
-        no("model", f"a {kind} model is not built as Llama is (known: {', '.join(MODEL_TYPES)})")
+    if kind not in known:
+        no("model", f"a {kind} model is not built as Llama is (known: {', '.join(known)})")
         return found
     act = getattr(config, "hidden_act", "silu")
     if act not in ("silu", "swish"):
         no("hidden_act", f"FFs with {act} in place of silu")
     window = getattr(config, "sliding_window", None)
     windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    used = getattr(config, "use_sliding_window", kind == "mistral") or windowed
+    used = getattr(config, "use_sliding_window", kind in ("mistral", "phi3")) or windowed
     if window and used and window < (product.dense.context_length or window + 1):
         no("sliding_window", f"attention sees {window} tokens back only")
     return found
@@ -98,27 +100,42 @@ def obstacles(product: Product) -> list[Obstacle]:
 def layers(product: Product) -> Iterator[ShapedLayer]:
     """The layers that remain, in running order; the model must have no `obstacles`."""
     for layer, entry in zip(product.model.model.layers, product.anatomy.layers, strict=True):
-        yield ShapedLayer(entry.source, _attention(layer), _feed_forward(layer))
+        yield ShapedLayer(entry.source, _attention(layer, product.config), _feed_forward(layer))
 
 
-def _attention(layer: Any) -> Attention | Replaced | None:
+def _attention(layer: Any, config: Any) -> Attention | Replaced | None:
     module = layer.self_attn
     if isinstance(module, carve.Fill):
         return _replaced(module, layer.input_layernorm)
-    return Attention(
-        layer.input_layernorm.weight.detach(),
-        *(Affine.of(getattr(module, name)) for name in ("q_proj", "k_proj", "v_proj", "o_proj")),
-    )
+    if hasattr(module, "qkv_proj"):
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        query, key, value = _parts(module.qkv_proj, (heads, kv_heads, kv_heads))
+    else:
+        query, key = Affine.of(module.q_proj), Affine.of(module.k_proj)
+        value = Affine.of(module.v_proj)
+    norm = layer.input_layernorm.weight.detach()
+    return Attention(norm, query, key, value, Affine.of(module.o_proj))
 
 
 def _feed_forward(layer: Any) -> FeedForward | Replaced | None:
     module = layer.mlp
     if isinstance(module, carve.Fill):
         return _replaced(module, layer.post_attention_layernorm)
-    return FeedForward(
-        layer.post_attention_layernorm.weight.detach(),
-        *(Affine.of(getattr(module, name)) for name in ("gate_proj", "up_proj", "down_proj")),
-    )
+    if hasattr(module, "gate_up_proj"):
+        gate, up = _parts(module.gate_up_proj, (1, 1))
+    else:
+        gate, up = Affine.of(module.gate_proj), Affine.of(module.up_proj)
+    norm = layer.post_attention_layernorm.weight.detach()
+    return FeedForward(norm, gate, up, Affine.of(module.down_proj))
+
+
+def _parts(module: Any, shares: tuple[int, ...]) -> list[Affine]:
+    """The maps that lie in one weight, their rows in proportion to `shares`."""
+    whole = Affine.of(module)
+    unit = whole.weight.shape[0] // sum(shares)
+    sizes = [unit * share for share in shares]
+    biases = [None] * len(shares) if whole.bias is None else whole.bias.split(sizes)
+    return [Affine(*pair) for pair in zip(whole.weight.split(sizes), biases, strict=True)]
 
 
 def _replaced(fill: carve.Fill, norm: Any) -> Replaced | None:

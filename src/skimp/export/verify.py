@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from skimp.errors import ExportError
+from skimp.export import dividing
 from skimp.export.ask import Answer, Logits, ask
 from skimp.export.target import Product, Target
 from skimp.export.write import Written
@@ -25,7 +26,8 @@ from skimp.progress import SILENT, Progress
 
 PROMPTS, NEW, LONGEST = 50, 16, 64
 EXACT = 1e-4  # float32 on both sides, sums in another order
-_ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}
+# What a model in a format is held against to see what rounding does to it.
+_BESIDE = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float64}
 # Several times what rounding does to transformers itself: other kernels round at other places.
 _ROOM = 3.0
 
@@ -54,7 +56,8 @@ class Verification:
     planned model's, `ties`: others whose differing tokens are ties, `differ`: the rest. `noise`:
     the largest difference of logits that the number format explains; None for quantized weights,
     whose loss is what the figures show, and then a tie is a margin within `max_difference`.
-    `passed`: None where there is no bar.
+    `passed`: None where there is no bar. `texts`: how many the engine's own tokenizer divided, and
+    `divided_otherwise` those of them in which the model's finds other tokens.
     """
 
     target: str
@@ -72,6 +75,8 @@ class Verification:
     differences: tuple[Difference, ...]
     noise: float | None
     passed: bool | None
+    texts: int = 0
+    divided_otherwise: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,6 +90,9 @@ class Verification:
             tokens += f", on {self.ties} more up to ties (margins up to {widest:.2g})"
         if self.differ:
             tokens += f", different on {self.differ}"
+        if self.texts:
+            same = self.texts - len(self.divided_otherwise)
+            tokens += f"; {same} of {self.texts} texts divided into the same tokens"
         if self.max_difference is None:
             return f"{self.engine}: {tokens}."
         what = "log-probability" if self.normalised else "logit"
@@ -119,10 +127,23 @@ def verify(
     if check is None:
         raise ExportError(f"--verify: {target.name} has no engine to ask; leave it out.")
     texts = make_prompts(product, prompts, new)
+    tells = product.tokenizer is not None and "texts" in check.tells
+    divided = dividing.texts(product.tokenizer) if tells else ()
     with progress.task(f"asking {check.module}", None) as step:
-        answer = ask(check, written.path, written.folder, written.form, texts, new, python=python)
+        answer = ask(
+            check,
+            written.path,
+            written.folder,
+            written.form,
+            texts,
+            new,
+            texts=divided,
+            python=python,
+        )
         step()
-    return compare(product, written, texts, answer, progress)
+    found = compare(product, written, texts, answer, progress)
+    otherwise = dividing.otherwise(product.tokenizer, divided, answer.texts)
+    return replace(found, texts=len(divided), divided_otherwise=tuple(otherwise))
 
 
 def compare(
@@ -144,8 +165,10 @@ def compare(
                 deltas.append(_differences(wanted, answer.logits[number], answer.normalised))
             found += _differing(number, logits[len(text) - 1 :], answer.tokens[number])
             step()
-    noise = _noise(product, written.form, texts, model)
-    return _sum_up(written, answer, deltas, found, noise)
+    largest = max((float(each.max()) for each in deltas), default=None)
+    rows = [len(each.values) for each in answer.logits] if answer.logits else [1] * len(texts)
+    noise = _noise(product, written.form, list(zip(texts, rows, strict=True)), model, largest)
+    return _sum_up(written, answer, deltas, found, largest, noise)
 
 
 def make_prompts(product: Product, count: int, new: int) -> list[list[int]]:
@@ -203,16 +226,29 @@ def _differing(prompt: int, logits: Tensor, tokens: Sequence[int]) -> list[Diffe
     return found
 
 
-def _noise(product: Product, form: str, texts: Sequence[list[int]], model: Any) -> float | None:
-    """By how much the format alone may move a logit; None where that is not known beforehand."""
-    if form == "f32":
+def _noise(
+    product: Product,
+    form: str,
+    texts: Sequence[tuple[list[int], int]],
+    model: Any,
+    largest: float | None,
+) -> float | None:
+    """By how much the format alone may move a logit after the last so many tokens of `texts`.
+
+    None where that is not known beforehand.
+    """
+    if form == "f32" and (largest is None or largest <= EXACT):
         return EXACT
-    dtype = _ROUNDED.get(form)
+    dtype = _BESIDE.get(form)
     if dtype is None:
         return None
-    rounded = copy.deepcopy(product.model).to(dtype)
-    moved = max(float((_read(rounded, text) - _read(model, text)).abs().max()) for text in texts)
-    return _ROOM * moved
+    # Activations of some models are so large that even float32 moves their logits by more.
+    beside = copy.deepcopy(product.model).to(dtype)
+    moved = max(
+        float((_read(beside, text) - _read(model, text))[-rows:].abs().max())
+        for text, rows in texts
+    )
+    return max(EXACT, _ROOM * moved)
 
 
 def _sum_up(
@@ -220,9 +256,9 @@ def _sum_up(
     answer: Answer,
     deltas: list[np.ndarray],
     found: list[Difference],
+    largest: float | None,
     noise: float | None,
 ) -> Verification:
-    largest = max((float(each.max()) for each in deltas), default=None)
     if largest is not None and not np.isfinite(largest):
         raise ExportError("--verify: the engine's logits are not finite numbers.")
     count = sum(each.size for each in deltas)

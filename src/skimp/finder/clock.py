@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skimp import kernels
 from skimp.engine import Engine
@@ -26,15 +26,20 @@ from skimp.workload import Workload
 class Clock:
     """A dense engine that plans are timed beside, in turns."""
 
-    def __init__(self, model: nn.Module, workload: Workload, seed: int = 0) -> None:
-        self._model, self._workload, self._seed = model, workload, seed
+    def __init__(
+        self, model: nn.Module, workload: Workload, seed: int = 0, text: Tensor | None = None
+    ) -> None:
+        """`text`: tokens that prompts are cut from where plans let tokens leave early."""
+        self._model, self._workload, self._seed, self._text = model, workload, seed, text
         self._dense = Timed(Engine(model))
 
     def speedup(self, plan: Plan) -> Interval:
         """The decode speedup of a fitted plan: median of turns and its 95% interval."""
         planned = Timed(Engine(self._model, plan))
         with torch.inference_mode(), no_collector():
-            return compare_decoding(self._dense, planned, self._workload, seed=self._seed)
+            return compare_decoding(
+                self._dense, planned, self._workload, seed=self._seed, text=self._text
+            )
 
 
 def measure_prices(
@@ -49,23 +54,39 @@ def measure_prices(
     That they are kept is what makes one seed give one plan. `thin`: whether FFs can be thinned.
     """
     anatomy = Anatomy.of(model)
-    path = root() / "prices" / f"{_key(model, anatomy, workload)}.json"
+
+    def solved() -> dict[str, Any]:
+        plans = references(anatomy, thin)
+        clock = Clock(model, workload)
+        timings: list[tuple[Anatomy, float]] = []
+        with progress.task("timing what sublayers cost here", len(plans)) as step:
+            for plan in plans:
+                timings.append((reduce(plan, anatomy), 1 / clock.speedup(plan).estimate))
+                step()
+        found = Measured.solve(anatomy, workload, timings)
+        return {"prices": dict(found.prices), "timings": [took for _, took in timings]}
+
+    return Measured(anatomy, kept("prices", model, workload, solved)["prices"])
+
+
+def kept(
+    name: str, model: nn.Module, workload: Workload, make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What `make` times on this machine, plain data with an entry `name`; read from the cache
+    folder if it was timed before."""
+    suffix = "" if name == "prices" else f"-{name}"
+    path = root() / "prices" / f"{_key(model, Anatomy.of(model), workload)}{suffix}.json"
     if path.exists():
         try:
-            return Measured(anatomy, json.loads(path.read_text())["prices"])
-        except (OSError, ValueError, KeyError):
+            found = json.loads(path.read_text())
+            if name in found:
+                return found
+        except (OSError, ValueError, TypeError):
             pass  # damaged: timed anew
-    plans = references(anatomy, thin)
-    clock = Clock(model, workload)
-    timings: list[tuple[Anatomy, float]] = []
-    with progress.task("timing what sublayers cost here", len(plans)) as step:
-        for plan in plans:
-            timings.append((reduce(plan, anatomy), 1 / clock.speedup(plan).estimate))
-            step()
-    found = Measured.solve(anatomy, workload, timings)
+    found = json.loads(json.dumps(make()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"prices": dict(found.prices), "timings": [took for _, took in timings]})
+        write_json(path, found)
     except OSError:
         pass  # a read-only home costs a minute a run, not the run
     return found

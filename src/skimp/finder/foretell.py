@@ -14,9 +14,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from skimp.finder.choices import Choice
+from skimp.finder.choices import Choice, Place
 from skimp.finder.stage import Seen, Stage, by_place
-from skimp.methods.in_order import Place
 from skimp.progress import SILENT, Progress
 
 Foretold = dict[Place, dict[Choice | None, float]]

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from skimp.errors import NEEDS_SCIPY, SkimpError
-from skimp.finder.choices import Choice
-from skimp.methods.in_order import Place
+from skimp.finder.choices import Choice, Place
 
 Values = Mapping[Place, Mapping[Choice | None, float]]
 _GAP = 1e-4  # of the optimum, that is not looked for further

@@ -8,12 +8,12 @@ stands against the one without, and the joint harm decides.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from skimp.calibration.replay import Replay, pack
-from skimp.finder.choices import Choice, Chosen, offers
+from skimp.finder.choices import WHOLE, Choice, Chosen, Place, SublayerOffer, offers
 from skimp.finder.foretell import Foretold, foretell
 from skimp.finder.harm import Harm, Scoring
 from skimp.finder.knapsack import pick
@@ -21,8 +21,6 @@ from skimp.finder.menu import Menu
 from skimp.finder.stage import Stage
 from skimp.finder.state import State
 from skimp.finder.texts import Texts
-from skimp.methods.in_order import Place
-from skimp.models.anatomy import Kind
 from skimp.progress import SILENT, Progress
 
 SPEEDS = (1.02, 1.04, 1.07, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4, 1.5, 1.6, 1.75, 2.0)
@@ -34,22 +32,27 @@ _BEHIND = 2.0  # times the harm of another group, at all anchors: given up
 # What refitted output maps leave of the harm that plans do without (docs/log.md).
 REPAIRED = 0.65
 
-Factors = dict[tuple[str, Kind], float]
+Factors = dict[tuple[str, str], float]
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A plan of the ladder: its choices, and harms in nats per token on the choosing text."""
+    """A plan of the ladder: its choices, and harms in nats per token on the choosing text.
+
+    `whole` is the part of the joint harm that is that of what was chosen for the whole model.
+    """
 
     chosen: Mapping[Place, Choice]
     group: str
     foretold: float
     joint: float
+    whole: float = 0.0
 
     @property
     def repaired(self) -> float:
         """The joint harm to be expected once output maps are refitted, where they are."""
-        return self.joint * (1.0 if self.group == "prompt" else REPAIRED)
+        left = 1.0 if self.group == "prompt" else REPAIRED
+        return (self.joint - self.whole) * left + self.whole
 
 
 class Ladder:
@@ -145,9 +148,9 @@ class Ladder:
                 return None
             key = frozenset(chosen.values())
             if key not in tried:
-                tried[key] = self._stage.harm_of(chosen), chosen
+                tried[key] = self._joint(chosen), chosen
         joint, chosen = min(tried.values(), key=lambda each: each[0])
-        return _plain_rung(chosen, self._sum(chosen), joint)
+        return _plain_rung(chosen, self._sum(chosen), joint, self._whole(chosen))
 
     def _correction(self, group: str, speed: float) -> dict[str, Any] | None:
         """The factors that led to the least joint harm at a speed, and that harm."""
@@ -159,7 +162,7 @@ class Ladder:
             if chosen is None or chosen in seen:
                 break
             seen.append(chosen)
-            joint = self._stage.harm_of(chosen)
+            joint = self._joint(chosen)
             if best is None or joint < best[0]:
                 best = joint, factors
             factors = self._factors(chosen, joint)
@@ -174,18 +177,30 @@ class Ladder:
         nearest = min(range(len(known)), key=lambda number: abs(ANCHORS[number] - speed))
         return {(offer, kind): value for offer, kind, value in known[nearest]["factors"]}
 
+    def _joint(self, chosen: Chosen) -> float:
+        """The measured joint harm of sublayers, and that of what is chosen for the whole model.
+
+        These two are taken to add up: how far they do shows where plans are judged.
+        """
+        parts = {place: choice for place, choice in chosen.items() if place != WHOLE}
+        return self._stage.harm_of(parts) + self._whole(chosen)
+
+    def _whole(self, chosen: Chosen) -> float:
+        return self.menu.whole[chosen[WHOLE]].harm if WHOLE in chosen else 0.0
+
     def _factors(self, chosen: Chosen, whole: float) -> Factors:
         """How much more the choices of a kind and offer do together than was foretold."""
-        parts: dict[tuple[str, Kind], dict[Place, Choice]] = {}
+        parts: dict[tuple[str, str], dict[Place, Choice]] = {}
         for place, choice in chosen.items():
-            parts.setdefault((choice.offer, choice.kind), {})[place] = choice
+            if place != WHOLE:
+                parts.setdefault((choice.offer, choice.kind), {})[place] = choice
         if len(parts) < 2:
             return {}
         found = {}
         for name, part in parts.items():
             # What is added by this part to all others, since harms grow by company.
             rest = {place: choice for place, choice in chosen.items() if place not in part}
-            added = whole - self._stage.harm_of(rest)
+            added = whole - self._joint(rest)
             found[name] = max(_LEAST_FACTOR, added / max(self._sum(part), _TINY))
         return found
 
@@ -201,12 +216,14 @@ class Ladder:
     def _harm(self, choice: Choice | None, factors: Factors) -> float:
         if choice is None:
             return 0.0
+        if choice.place == WHOLE:  # measured, not foretold
+            return self.menu.whole[choice].harm
         # What was not among the choices may do as much harm in company as any of them.
         factor = factors.get((choice.offer, choice.kind), max(factors.values(), default=1.0))
         return factor * self.foretold[choice.place][choice]
 
     def _sum(self, chosen: Chosen) -> float:
-        return sum(self.foretold[choice.place][choice] for choice in chosen.values())
+        return sum(self._harm(choice, {}) for choice in chosen.values())
 
 
 def _saving(menu: Menu, speed: float) -> float:
@@ -231,7 +248,7 @@ def _stage(model: nn.Module, menu: Menu, texts: Texts, progress: Progress) -> St
     documents = fitting.sample(PREPARING, fitting.seed)
     replay = Replay(model, pack(documents))
     prepared = {
-        name: offer.prepare(
+        name: cast("SublayerOffer", offer).prepare(
             replay, menu.anatomy, [c for c in menu.choices if c.offer == name], progress
         )
         for name, offer in offers().items()
@@ -261,11 +278,13 @@ def _read(rows: Sequence[Sequence[Any]]) -> Foretold:
     return found
 
 
-def _plain_rung(chosen: Chosen, foretold: float, joint: float) -> dict[str, Any]:
+def _plain_rung(chosen: Chosen, foretold: float, joint: float, whole: float) -> dict[str, Any]:
     rows = [[c.layer, c.kind, c.offer, c.level] for c in sorted(chosen.values())]
-    return {"chosen": rows, "foretold": foretold, "joint": joint}
+    return {"chosen": rows, "foretold": foretold, "joint": joint, "whole": whole}
 
 
 def _rung_of(data: Mapping[str, Any], group: str) -> Rung:
     choices = [Choice(*row) for row in data["chosen"]]
-    return Rung({c.place: c for c in choices}, group, data["foretold"], data["joint"])
+    return Rung(
+        {c.place: c for c in choices}, group, data["foretold"], data["joint"], data["whole"]
+    )

@@ -64,11 +64,21 @@ class Passed:
     looked_at: int
 
 
-def pass_in_order(limits: Sequence[Limit], every: Sequence[Sequence[Sequence[float]]]) -> Passed:
-    """Test plans, the mildest first, by their sums, until one fails one of the limits."""
+Judged = tuple[Limit, Verdict]
+
+
+def pass_in_order(
+    limits: Sequence[Limit],
+    every: Sequence[Sequence[Sequence[float]]],
+    others: Sequence[Sequence[Judged]] = (),
+) -> Passed:
+    """Test plans, the mildest first, by their sums, until one fails one of the limits.
+
+    `others`: of each plan, what else must hold and was judged elsewhere.
+    """
     for number, sums in enumerate(every):
-        for limit in limits:
-            verdict = judge(limit, sums)
+        found: list[Judged] = [(limit, judge(limit, sums)) for limit in limits]
+        for limit, verdict in [*found, *(others[number] if others else ())]:
             if not verdict.holds:
                 return Passed(number - 1 if number else None, number, verdict, limit, number + 1)
     return Passed(len(every) - 1 if every else None, None, None, None, len(every))

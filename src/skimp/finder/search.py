@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from skimp.finder.accuracy import Accuracies, Scorer, score_near, would_pass
 from skimp.finder.budget import Budget
-from skimp.finder.choices import plan_of
+from skimp.finder.choices import Setting, plan_of
 from skimp.finder.clock import Clock, measure_prices
 from skimp.finder.judge import bare, quality
 from skimp.finder.ladder import SPEEDS, Ladder, Rung
@@ -19,6 +20,7 @@ from skimp.finder.prices import Bytes
 from skimp.finder.select import Selection, affordable, select
 from skimp.finder.state import State
 from skimp.finder.texts import Texts
+from skimp.finder.whole import look, share_read
 from skimp.finder.workers import Job, Sums
 from skimp.measure import cost
 from skimp.methods.registry import reduce
@@ -71,6 +73,7 @@ class Search:
         do: does jobs in order, here or elsewhere (:mod:`skimp.finder.workers`).
         shown: is given (speed, harm) points of the frontier whenever more is known, and those of
             other plans with their names.
+        scorer: scores plans on the tasks of a budget on accuracy.
     """
 
     def __init__(
@@ -83,15 +86,18 @@ class Search:
         *,
         progress: Progress = SILENT,
         shown: Shown = lambda points, others: None,
+        scorer: Scorer | None = None,
     ) -> None:
         self._model, self._wanted, self._texts, self._state = model, wanted, texts, state
         self._do, self._progress, self._shown = do, progress, shown
+        self._scorer = scorer
         self._anatomy = Anatomy.of(model)
         self._started = time.monotonic()
         self._clock: Clock | None = None
         self._entries: list[Entry] = []
         self._sums: dict[int, Sums] = {}
         self._able: list[Rung] = []
+        self._refused: list[dict[str, str]] = []
         self.complete = True
 
     def run(self, rules: Sequence[tuple[str, Callable[[], Plan]]] = ()) -> Found:
@@ -100,11 +106,14 @@ class Search:
         rungs = self._climb()
         self._judge([(bare(plan_of(rung.chosen, self._anatomy)), rung) for rung in rungs])
         self._time()
+        self._accuracies()
         self._repair(self._able)
         self._add_rules(rules)
         _mark_frontier(self._entries)
         self._entries.sort(key=lambda entry: entry["number"])
-        selection = select(self._wanted.budget, self._entries, self._sums, self._seconds_of)
+        selection = select(
+            self._wanted.budget, self._entries, self._sums, self._seconds_of, self._accuracies()
+        )
         return Found(self._document(selection), selection)
 
     def _climb(self) -> list[Rung]:
@@ -115,7 +124,8 @@ class Search:
         )
         with ladder:
             self._shown(ladder.first(), ())
-        menu = self._priced(by_bytes)  # on the model as it is, without the ladder's hooks
+        # On the model as it is, without the ladder's hooks.
+        menu = self._with_whole(self._priced(by_bytes))
         ladder.price(menu)
         with ladder:
             ladder.correct()
@@ -141,6 +151,13 @@ class Search:
             self._model, self._wanted.workload, thin=thin, progress=self._progress
         )
         return Menu(menu.anatomy, menu.workload, prices, menu.choices)
+
+    def _with_whole(self, menu: Menu) -> Menu:
+        """The menu with what is worth choosing for the whole model."""
+        work, by_time = self._wanted.workload, self._wanted.costs == "measured"
+        setting = Setting(self._texts.fitting, self._texts.choosing, work, by_time)
+        gains, self._refused = look(self._model, setting, self._state, self._progress)
+        return menu.with_whole(gains)
 
     def _speeds(self) -> list[float]:
         asked = [
@@ -181,8 +198,10 @@ class Search:
         ordered = sorted(rungs, key=lambda rung: rung.repaired)
         if budget.quality:
             most = min(limit.value for limit in budget.quality) / _LOSS
-            within = [rung for rung in ordered if rung.repaired <= most]
-            return [*within[-1:], *ordered[len(within) : len(within) + 1]]
+            return _edge(ordered, most)
+        if self._scorer is not None:
+            held = [e["joint"] for e in self._entries if would_pass(e)]
+            return _edge(ordered, max(held, default=0.0))
         timed = {entry["file"]: entry["speedup"] for entry in self._entries}
         for rung in ordered:
             plan = plan_of(rung.chosen, self._anatomy)
@@ -190,6 +209,19 @@ class Search:
             if affordable(budget, entry | {"speedup": timed.get(_file_of(bare(plan)))}):
                 return [rung]
         return []
+
+    def _accuracies(self) -> Accuracies | None:
+        """The plans near a budget on accuracy, scored; each only once."""
+        if self._scorer is None:
+            return None
+        able = [
+            entry
+            for entry in self._entries
+            if entry["source"] == "finder"
+            and entry["number"] in self._sums
+            and affordable(self._wanted.budget, entry)
+        ]
+        return score_near(able, self._scorer, self._late)
 
     def _run_jobs(self, jobs: Sequence[Job], entries: Sequence[Entry]) -> None:
         waiting = [
@@ -210,6 +242,9 @@ class Search:
                 sums = self._state.remember(f"judged-{job.fitted.stem}", list)
                 self._sums[entry["number"]] = sums
                 entry.update(quality(sums))
+                entry["byte_bound"] /= share_read(
+                    entry["sections"], self._anatomy, self._wanted.workload, entry["left"]
+                )
             else:
                 self._entries.remove(entry)
 
@@ -238,7 +273,8 @@ class Search:
 
     def _timed(self, name: str) -> dict[str, Any]:
         if self._clock is None:
-            self._clock = Clock(self._model, self._wanted.workload, self._wanted.seed)
+            text = self._texts.choosing.ids.flatten()
+            self._clock = Clock(self._model, self._wanted.workload, self._wanted.seed, text)
         found = self._clock.speedup(Plan.read(self._state.plan(name)))
         return {"estimate": found.estimate, "interval": list(found.pair)}
 
@@ -266,7 +302,7 @@ class Search:
         entry = self._entry(Plan.empty(self._anatomy), "dense", "dense", None)
         zero = {"kl": 0.0, "loss_difference": 0.0, "agreement": 1.0}
         both = {"kl_interval": [0.0, 0.0], "loss_interval": [0.0, 0.0]}
-        return entry | zero | both | {"speedup": 1.0, "speedup_interval": [1.0, 1.0]}
+        return entry | zero | both | {"speedup": 1.0, "speedup_interval": [1.0, 1.0], "left": []}
 
     def _entry(self, plan: Plan, source: str, name: str, rung: Rung | None) -> Entry:
         planned = reduce(plan, self._anatomy)
@@ -286,6 +322,8 @@ class Search:
             "foretold": foretold,
             "speedup": None,
             "speedup_interval": None,
+            "left": [],
+            "accuracy": None,
             "memory": cost.peak_bytes(planned, work),
             "kv": cost.kv_bytes(planned, work.prompt + work.new, work.batch),
             "joint": None if rung is None else rung.joint,
@@ -315,7 +353,14 @@ class Search:
             "chosen": selection.number,
             "promise": selection.promise,
             "withheld": list(selection.withheld),
+            "not_offered": self._refused,
         }
+
+
+def _edge(ordered: Sequence[Rung], most: float) -> list[Rung]:
+    """The last rung of no more harm once it is repaired, and the next."""
+    within = [rung for rung in ordered if rung.repaired <= most]
+    return [*within[-1:], *ordered[len(within) : len(within) + 1]]
 
 
 def _different(rungs: Iterable[Rung]) -> list[Rung]:

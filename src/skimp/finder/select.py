@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from skimp.finder.accuracy import Accuracies
 from skimp.finder.budget import Budget, Limit
-from skimp.finder.proof import LEVEL, Passed, Verdict, judge, pass_in_order
+from skimp.finder.proof import LEVEL, Judged, Passed, Verdict, judge, pass_in_order
 from skimp.finder.workers import Sums
 
 Entry = Mapping[str, Any]
@@ -33,18 +34,25 @@ class Selection:
 
 
 def select(
-    budget: Budget, entries: Sequence[Entry], sums: Mapping[int, Sums], again: Again
+    budget: Budget,
+    entries: Sequence[Entry],
+    sums: Mapping[int, Sums],
+    again: Again,
+    accuracies: Accuracies | None = None,
 ) -> Selection:
     """The fastest plan that keeps a budget on quality; without one the best that keeps the others.
 
     Args:
         again: times a plan once more: (speedup, its 95% interval).
+        accuracies: of the plans near a budget on accuracy; no other can be handed out then.
     """
     found = [entry for entry in entries if entry["source"] == "finder" and entry["number"] in sums]
     if not budget.limits:
         return Selection(None, None, words="No budget was given: pick a plan by its number.")
     if not found:
         return Selection(None, None, words="No plan was measured; give the search more time.")
+    if accuracies is not None:
+        return _fastest(budget, found, sums, again, accuracies)
     if not budget.quality:
         return _best(budget, found, again)
     return _fastest(budget, found, sums, again)
@@ -60,18 +68,35 @@ def _best(budget: Budget, found: Sequence[Entry], again: Again) -> Selection:
 
 
 def _fastest(
-    budget: Budget, found: Sequence[Entry], sums: Mapping[int, Sums], again: Again
+    budget: Budget,
+    found: Sequence[Entry],
+    sums: Mapping[int, Sums],
+    again: Again,
+    accuracies: Accuracies | None = None,
 ) -> Selection:
     """The fastest plan of those that pass, tested from the mildest on."""
     # The order is that of the choosing text: the judging text has no say in what is tested when.
     order = sorted(found, key=lambda entry: (entry["joint"], entry["number"]))
-    passed = pass_in_order(budget.quality, [sums[entry["number"]] for entry in order])
+    others: dict[int, list[Judged]] = {}
+    if accuracies is not None:
+        order = [entry for entry in order if entry["number"] in accuracies.order]
+        limit, scored = accuracies.limit, accuracies.scored
+        others = {number: [(limit, scored[number].proving)] for number in accuracies.order}
+        found = [entry for entry in found if entry["number"] in scored]
+        if not found:
+            return Selection(None, None, words="No plan was scored; give the search more time.")
+    passed = pass_in_order(
+        budget.quality,
+        [sums[entry["number"]] for entry in order],
+        [others.get(entry["number"], []) for entry in order],
+    )
     good = order[: passed.last + 1] if passed.last is not None else []
     ranked = sorted(good, key=lambda entry: (-_speed(entry), entry["number"]))
     entry, withheld = _first(budget, ranked, again)
     if entry is None:
         return _none(budget, found, withheld, passed, order)
-    verdicts = [judge(limit, sums[entry["number"]]) for limit in budget.quality]
+    verdicts = [(limit, judge(limit, sums[entry["number"]])) for limit in budget.quality]
+    verdicts += others.get(entry["number"], [])
     promise = _promise(budget, entry, verdicts, len(good), passed.looked_at)
     return Selection(entry["number"], promise, withheld, words=promise["words"])
 
@@ -97,6 +122,8 @@ def affordable(budget: Budget, entry: Entry) -> bool:
 
 
 def _value(limit: Limit, entry: Entry) -> float:
+    if limit.name == "accuracy":
+        return entry["accuracy"]["proving"]["difference"]
     if limit.name == "speedup":
         return _speed(entry)
     return entry[_FIELDS[limit.name]]
@@ -126,7 +153,7 @@ def _slower(entry: Entry, again: Again) -> str | None:
 def _promise(
     budget: Budget,
     entry: Entry,
-    verdicts: Sequence[Verdict] = (),
+    verdicts: Sequence[Judged] = (),
     passed: int = 0,
     looked_at: int = 0,
 ) -> dict[str, Any]:
@@ -142,15 +169,18 @@ def _promise(
     }
     if not verdicts:
         return promise
-    first = verdicts[0]
-    parts = [
-        f"{limit.name} is at most {limit.shown(verdict.bound)} (seen {limit.shown(verdict.seen)})"
-        for limit, verdict in zip(budget.quality, verdicts, strict=True)
+    first = verdicts[0][1]
+    parts = [_shown(limit, verdict) for limit, verdict in verdicts]
+    grounds = [
+        f"{verdict.tokens} items of {', '.join(limit.tasks)}"
+        if limit.tasks
+        else f"{verdict.tokens} tokens of {verdict.documents} documents"
+        for limit, verdict in verdicts
     ]
     words = (
-        f"At {LEVEL:.0%} confidence {' and '.join(parts)}, on {first.tokens} tokens of "
-        f"{first.documents} documents that nothing was chosen on; {passed} plans passed in order, "
-        f"mildest first, and this is the fastest of them. {_speeds(entry)}"
+        f"At {LEVEL:.0%} confidence {' and '.join(parts)}, on "
+        f"{' and '.join(dict.fromkeys(grounds))} that nothing was chosen on; {passed} plans passed "
+        f"in order, mildest first, and this is the fastest of them. {_speeds(entry)}"
     )
     return promise | {
         "bound": first.bound,
@@ -158,6 +188,13 @@ def _promise(
         "tokens": first.tokens,
         "words": words,
     }
+
+
+def _shown(limit: Limit, verdict: Verdict) -> str:
+    bound, seen = limit.shown(verdict.bound), limit.shown(verdict.seen)
+    if limit.tasks:
+        return f"mean accuracy changes by at least {bound} (seen {seen})"
+    return f"{limit.name} is at most {bound} (seen {seen})"
 
 
 def _speeds(entry: Entry) -> str:
@@ -186,19 +223,22 @@ def _none(
     if passed is not None and passed.why is not None and passed.limit is not None:
         why, limit = passed.why, passed.limit
         number = order[passed.failed or 0]["number"]
+        where = "items held out" if limit.tasks else "held-out text"
         words += (
-            f" Plan {number}, {limit.shown(why.seen)} on held-out text, could not be shown to keep "
+            f" Plan {number}, {limit.shown(why.seen)} on {where}, could not be shown to keep "
             f"{limit.text}: the bound at {LEVEL:.0%} confidence is {limit.shown(why.bound)}."
         )
         if why.lacking:
-            words += f" To show it needs about {_rounded(why.lacking):,} more held-out tokens."
+            what = "items, half of them to choose by" if limit.tasks else "held-out tokens"
+            more = _rounded(2 * why.lacking if limit.tasks else why.lacking)
+            words += f" To show it needs about {more:,} more {what}."
     return Selection(None, None, withheld, nearest["number"], words)
 
 
 def _gap(limit: Limit, entry: Entry) -> float:
     """How far an entry is from a limit, as a share of it; 0 if it keeps it."""
     value = _value(limit, entry)
-    return 0.0 if limit.holds(value) else abs(value - limit.value) / limit.value
+    return 0.0 if limit.holds(value) else abs(value - limit.value) / abs(limit.value)
 
 
 def _rounded(tokens: int) -> int:

@@ -19,12 +19,12 @@ from skimp.finder.choices import (
     Chosen,
     NeuronOffer,
     OutputOffer,
+    Place,
     Thinning,
     offers,
     thinnable,
 )
 from skimp.finder.harm import Harm
-from skimp.methods.in_order import Place
 from skimp.models.anatomy import KINDS, Anatomy
 from skimp.models.carve import neuron_axis
 
@@ -227,6 +227,7 @@ def thinned(z: Tensor, thinning: Thinning) -> Tensor:
 def by_place(choices: Iterable[Choice]) -> dict[Place, list[Choice]]:
     """Choices by the sublayer that they are about, in running order."""
     found: dict[Place, list[Choice]] = {}
-    for choice in sorted(choices, key=lambda each: (each.layer, KINDS.index(each.kind))):
+    kinds = ("model", *KINDS)
+    for choice in sorted(choices, key=lambda each: (each.layer, kinds.index(each.kind))):
         found.setdefault(choice.place, []).append(choice)
     return found

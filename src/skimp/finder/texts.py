@@ -17,6 +17,7 @@ from skimp.errors import CalibrationError
 WINDOW, LEAST, PROMPT = 128, 24, 5 / 8  # tokens of a window, at least; the prompt's share of it
 CHOOSING, JUDGING = 16, 48  # windows
 FITTING = 4096  # tokens that plans of the frontier are fitted on
+EXITS = 12_288  # and their exits, since a part of these must show how often tokens agree
 
 
 @dataclass(frozen=True)

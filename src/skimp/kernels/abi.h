@@ -7,7 +7,7 @@
 #define SKIMP_ABI_H
 #include <stdint.h>
 
-enum { ABI = 3 }; /* goes up with every change below */
+enum { ABI = 5 }; /* goes up with every change below */
 enum { FAIL_INDEX = 1, FAIL_MEMORY = 2 };
 enum { ISA_PORTABLE = 0, ISA_AVX2 = 1, ISA_AVX512BF16 = 2 };
 enum { LINEAR_JOBS = 4 };
@@ -44,6 +44,7 @@ typedef struct {
     int64_t k_b, k_h, k_s, v_b, v_h, v_s, valid_b, valid_q;
     double scale, softcap;
     int64_t dtype, threads;
+    int64_t oldest;            /* entry to begin with; after the last comes the first */
 } attend_args;
 
 typedef struct {
@@ -61,5 +62,22 @@ typedef struct {
     double eps, offset;
     int64_t round_first, dtype;
 } norm_args;
+
+enum { SCREEN_FEATURES = 6 };
+#define SCREEN_LOGIT 10.0f /* logits are about this large */
+
+typedef struct {
+    const void *z, *centres, *offsets; /* [M, K], [kinds + 1, K], [kinds + 1] */
+    const int32_t *tokens;             /* [kinds, count], rows of the head */
+    const float *reach;                /* [kinds] */
+    const void *weight, *bias;         /* the head's: [height, K], [height] or null */
+    const int64_t *before;             /* [M] tokens that the probe before saw, or null */
+    void *near, *logits;               /* [M, kinds + 1], [M, count] */
+    float *features;                   /* [M, SCREEN_FEATURES] */
+    int64_t *token, *kind;             /* [M] */
+    int64_t m, k, kinds, count, stride, height;
+    double scale, softcap;
+    int64_t dtype, threads;
+} screen_args;
 
 #endif

@@ -34,23 +34,23 @@ static int make_room(const attend_args *a, int64_t step, int64_t bytes, attend_r
     return 1;
 }
 
-/* Eight mask bytes from entry `s` on that any query of the sequence sees; missing ones are 0. */
-static uint64_t eight(const attend_args *a, const uint8_t *valid, int64_t s) {
+/* Eight mask bytes from entry `s` up to `end` that any query of the sequence sees; missing ones
+ * are 0. */
+static uint64_t eight(const attend_args *a, const uint8_t *valid, int64_t s, int64_t end) {
     uint64_t seen = 0;
     for (int64_t i = 0; i < a->q_count; i++) {
         uint64_t some = 0;
-        memcpy(&some, valid + i * a->valid_q + s, (size_t)(a->s - s < 8 ? a->s - s : 8));
+        memcpy(&some, valid + i * a->valid_q + s, (size_t)(end - s < 8 ? end - s : 8));
         seen |= some;
     }
     return seen;
 }
 
-/* Lists the entries of sequence `b` that some query sees, in order; returns how many. */
-static int64_t list_valid(const attend_args *a, int64_t b, int32_t *list) {
-    const uint8_t *valid = a->valid + b * a->valid_b;
-    int64_t count = 0;
-    for (int64_t s = 0; s < a->s; s += 8) {
-        const uint64_t seen = eight(a, valid, s);
+/* Lists the entries from `s` up to `end` that some query sees, behind `count` others. */
+static int64_t list_run(const attend_args *a, const uint8_t *valid, int64_t s, int64_t end,
+                        int32_t *list, int64_t count) {
+    for (; s < end; s += 8) {
+        const uint64_t seen = eight(a, valid, s, end);
         if (!seen) continue;
         uint8_t byte[8];
         memcpy(byte, &seen, 8);
@@ -60,6 +60,14 @@ static int64_t list_valid(const attend_args *a, int64_t b, int32_t *list) {
         }
     }
     return count;
+}
+
+/* Lists the entries of sequence `b` that some query sees, the oldest first; returns how many. So
+ * sums over them come out the same wherever in a ring a sequence stands. */
+static int64_t list_valid(const attend_args *a, int64_t b, int32_t *list) {
+    const uint8_t *valid = a->valid + b * a->valid_b;
+    const int64_t count = list_run(a, valid, a->oldest, a->s, list, 0);
+    return list_run(a, valid, 0, a->oldest, list, count);
 }
 
 /* Whether entries are left out soon after list[0], so that no processor can guess the next. */

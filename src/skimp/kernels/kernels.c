@@ -82,6 +82,8 @@ typedef struct {
     int64_t width;
 } neurons_work;
 
+EXPORT int skimp_linear(const linear_args *a);
+
 #define ISA portable
 #define TARGET
 #define VW 8
@@ -106,12 +108,12 @@ typedef struct {
 #endif
 
 typedef struct {
-    kernel *linear[2], *neurons[2], *neurons_end[2], *attend[2], *norm[2]; /* by dtype */
+    kernel *linear[2], *neurons[2], *neurons_end[2], *attend[2], *norm[2], *screen[2]; /* by dtype */
 } kernels;
 #define TABLE_OF(name, isa) {(kernel *)name##_f32_##isa, (kernel *)name##_bf16_##isa}
 #define TABLE(isa)                                                                    \
     {TABLE_OF(linear, isa), TABLE_OF(neurons, isa), TABLE_OF(neurons_end, isa),       \
-     TABLE_OF(attend, isa), TABLE_OF(norm, isa)}
+     TABLE_OF(attend, isa), TABLE_OF(norm, isa), TABLE_OF(screen, isa)}
 static const kernels tables[] = {
     TABLE(portable),
 #ifdef __x86_64__
@@ -179,6 +181,13 @@ EXPORT int skimp_attend(const attend_args *a) {
 }
 
 EXPORT int skimp_norm(const norm_args *a) { return chosen->norm[a->dtype](a, 0, 1); }
+
+EXPORT int skimp_screen(const screen_args *a) {
+    const linear_args near = {a->z, NULL, a->m, a->k, a->dtype, a->threads, 1,
+                              {{a->centres, a->offsets, a->near, a->kinds + 1, a->k, a->kinds + 1}}};
+    const int failed = skimp_linear(&near);
+    return failed ? failed : chosen->screen[a->dtype](a, 0, 1);
+}
 
 EXPORT int skimp_store(const store_args *a) {
     for (int64_t i = 0; i < a->q; i++)

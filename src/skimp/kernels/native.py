@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +23,38 @@ MOST_ROWS = 16
 ISAS = ("portable", "avx2", "avx512bf16")
 """Instruction sets, from the least; the number of each in `abi.h` is its place."""
 
-_ABI = 3
+_ABI = 5
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _LINEAR = {jobs: Struct(f"{7 + 6 * jobs}q") for jobs in (1, 2, 3, 4)}
 _NEURONS = Struct("12q")
-_ATTEND = Struct("24q2d2q")
+_ATTEND = Struct("24q2d3q")
 _STORE = Struct("14q")
 _NORM = Struct("5q2d2q")
+_SCREEN = Struct("19q2d2q")
 _FAIL_INDEX = 1
+
+SCREEN_FEATURES = 6
+
+
+@dataclass(frozen=True)
+class ScreenTables:
+    """Kinds of states: `centres` [C + 1, K] and `offsets` [C + 1] in the model's dtype, the last
+    row being the slope of `reach` [C] (float32); the `tokens` int32 [C, R] of each. Contiguous."""
+
+    centres: Tensor
+    offsets: Tensor
+    tokens: Tensor
+    reach: Tensor
+
+
+class Screened(NamedTuple):
+    """What was seen of M states: features float32 [M, F], the likeliest token and the kind of each
+    int64 [M], and the logits [M, R] of the kind's tokens."""
+
+    features: Tensor
+    token: Tensor
+    kind: Tensor
+    logits: Tensor
 
 
 class Native:
@@ -50,6 +76,7 @@ class Native:
         self._attend = _function(handle, "skimp_attend")
         self._store = _function(handle, "skimp_store")
         self._norm = _function(handle, "skimp_norm")
+        self._screen = _function(handle, "skimp_screen")
         self.isa = self.choose(None)
 
     def choose(self, isa: str | None) -> str:
@@ -222,6 +249,7 @@ class Native:
             softcap,
             code,
             self.threads,
+            0,
         )
         failed = self._attend(packed)
         if failed:
@@ -280,6 +308,56 @@ class Native:
         )
         self._norm(packed)
         return out
+
+    def screen(
+        self,
+        z: Tensor,
+        tables: ScreenTables,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        softcap: float,
+        before: Tensor | None,
+    ) -> Screened | None:
+        code = _DTYPES.get(z.dtype)
+        many, k = z.shape
+        height = weight.shape[0]
+        parts = (z, tables.centres, tables.offsets, weight)
+        if code is None or not 0 < many <= MOST_ROWS or weight.shape[1] != k:
+            return None
+        if any(not part.is_cpu or part.dtype is not z.dtype for part in parts):
+            return None
+        if weight.stride(1) != 1 or (bias is not None and not _fits(bias, z.dtype, height)):
+            return None
+        kinds, count = tables.tokens.shape
+        z = z.contiguous()
+        near, logits = z.new_empty(many, kinds + 1), z.new_empty(many, count)
+        features = z.new_empty(many, SCREEN_FEATURES, dtype=torch.float32)
+        token, kind = z.new_empty(2, many, dtype=torch.int64)
+        packed = _SCREEN.pack(
+            z.data_ptr(),
+            tables.centres.data_ptr(),
+            tables.offsets.data_ptr(),
+            tables.tokens.data_ptr(),
+            tables.reach.data_ptr(),
+            weight.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            0 if before is None else before.data_ptr(),
+            near.data_ptr(),
+            logits.data_ptr(),
+            features.data_ptr(),
+            token.data_ptr(),
+            kind.data_ptr(),
+            *(many, k, kinds, count, weight.stride(0), height),
+            scale,
+            softcap,
+            code,
+            self.threads,
+        )
+        failed = self._screen(packed)
+        if failed:
+            _complain(failed, "tokens", height)
+        return Screened(features, token, kind, logits)
 
 
 def _function(handle: ctypes.CDLL, name: str) -> Callable[[bytes], int]:

@@ -7,16 +7,11 @@ static void see(context *c, int64_t batch, int64_t size) {
     for (int64_t i = 0; i < batch * c->queries; i++) {
         uint8_t *valid = c->valid + i * size;
         const int64_t pad = c->pads[i / c->queries], at = c->at + i % c->queries;
-        if (at < size) { /* nothing has made way yet */
-            memset(valid, 0, (size_t)size);
-            memset(valid + pad, 1, (size_t)(at + 1 - pad));
-            continue;
-        }
-        for (int64_t e = 0; e < size; e++) {
-            const int64_t back = (at - e) % size;
-            const int64_t column = at - (back < 0 ? back + size : back);
-            valid[e] = column >= pad;
-        }
+        const int64_t first = pad > at - size ? pad : at - size + 1, seen = at + 1 - first;
+        const int64_t start = first % size, run = seen < size - start ? seen : size - start;
+        memset(valid, 0, (size_t)size);
+        memset(valid + start, 1, (size_t)run);
+        memset(valid, 1, (size_t)(seen - run));
     }
     c->sized = size;
 }
@@ -59,5 +54,6 @@ static int attend_slot(const slot_args *fixed, context *c) {
     a.k_b = a.k_h * a.hk;
     a.v_b = a.v_h * a.hk;
     a.threads = c->threads;
+    a.oldest = (c->at + c->queries) % s->size;
     return skimp_attend(&a);
 }

@@ -9,6 +9,7 @@
 #include "neurons.h"
 #include "attend.h"
 #include "norm.h"
+#include "screen.h"
 #undef TYPE
 #undef BF16
 
@@ -19,6 +20,7 @@
 #include "neurons.h"
 #include "attend.h"
 #include "norm.h"
+#include "screen.h"
 #undef TYPE
 #undef BF16
 

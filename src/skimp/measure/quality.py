@@ -215,11 +215,13 @@ def compare(dense: Evaluation, planned: Evaluation, *, seed: int = 0) -> dict[st
     return {name: _compare(dense.tasks[name], planned.tasks[name], seed) for name in dense.tasks}
 
 
-def overall(comparisons: Mapping[str, TaskComparison]) -> TaskComparison | None:
+def overall(
+    comparisons: Mapping[str, TaskComparison], *, level: float = 0.95
+) -> TaskComparison | None:
     """Unweighted mean over the tasks whose metric is a mean between 0 and 1; None without any.
 
     Tasks count as fixed and items as sampled: the variance is the mean's of the tasks' paired
-    variances, with Satterthwaite's degrees of freedom.
+    variances, with Satterthwaite's degrees of freedom. `level` is that of the interval.
     """
     chosen = [c for c in comparisons.values() if c.kind == "mean" and c.higher_is_better]
     if not chosen:
@@ -230,7 +232,7 @@ def overall(comparisons: Mapping[str, TaskComparison]) -> TaskComparison | None:
     half = 0.0
     if total > 0:
         spread = sum(v * v / max(1, c.items - 1) for v, c in zip(variances, chosen, strict=True))
-        half = t_quantile(0.975, total**2 / spread) * math.sqrt(total) / count
+        half = t_quantile(0.5 + level / 2, total**2 / spread) * math.sqrt(total) / count
     difference = sum(c.difference for c in chosen) / count
     return TaskComparison(
         metric="mean",

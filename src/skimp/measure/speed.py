@@ -38,6 +38,7 @@ from skimp.workload import Workload
 
 # With fewer pairs not even their whole range is a 95% interval of the median.
 _LEAST_ROUNDS = 6
+_LEAST_STEPS = 32  # of a round whose mean step counts
 # A bound that allows less than this much gain is none to take shares of.
 _LEAST_GAIN = 0.005
 
@@ -236,11 +237,13 @@ def compare_decoding(
     *,
     steps: int = 96,
     seed: int = 0,
+    text: Tensor | None = None,
 ) -> Interval:
     """Dense over planned time of decode steps alone: the median of turns, and its 95% interval.
 
     One prompt is read by each side, so this takes a fraction of :func:`compare_speed`; what it says
-    of a plan hangs on one prompt. `dense` may serve for many plans.
+    of a plan hangs on one prompt. `dense` may serve for many plans. Where tokens leave early, some
+    prompts are read instead, cut from `text`, and what is paired is the mean step of each.
 
     Raises:
         WorkloadError: a workload of fewer than 24 new tokens, of which too few turns could be made.
@@ -251,12 +254,20 @@ def compare_decoding(
             f"{_LEAST_ROUNDS * 4}."
         )
     like = next(dense.engine.model.parameters())
-    schedule = Schedule.of(workload, steps, like.device, dense.anatomy)
+    rounds = _LEAST_ROUNDS if planned.leaves else 1
+    steps = max(steps // rounds, _LEAST_STEPS) if planned.leaves else steps
+    schedule = Schedule.of(
+        workload, steps, like.device, dense.anatomy, text if planned.leaves else None
+    )
     sides = [dense, planned]
     for side in sides:
         side.prefills.clear()
         side.turns.clear()
-    _time(sides, schedule, 1, seed, SILENT)
+    _time(sides, schedule, rounds, seed, SILENT)
+    if planned.leaves:
+        turns = len(schedule.turns)
+        means = zip(dense.rounds(turns), planned.rounds(turns), strict=True)
+        return median_interval([before / after for before, after in means])
     pairs = zip(dense.turns, planned.turns, strict=True)
     return median_interval([median(before) / median(after) for before, after in pairs])
 

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_BLOCK = 384  # columns of a Gram matrix that are multiplied at once
+
 
 @dataclass
 class Moments:
     """Running first and second moments of inputs x [n, d] and targets y [n, m], in float64.
 
-    Products are taken in bfloat16 where x comes in it: that rounds each to a part in 500, far below
-    the ridge, in half the time. float16 would overflow, so all else is taken in float32.
+    Products are taken in float32 even of bfloat16 states. A product in bfloat16 rounds every entry
+    to a part in 500 of itself; as states have large means and few strong directions, that is more
+    than a ridge adds in the weak ones, and the rounded matrix is not even positive: a fit can then
+    be as large as one likes (docs/log.md).
     """
 
     count: int = 0
@@ -25,7 +29,18 @@ class Moments:
         self.count += len(x)
         self.x = self.x + x.sum(0, dtype=torch.float64)
         self.y = self.y + y.sum(0, dtype=torch.float64)
-        precision = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
-        x, y = x.to(precision), y.to(precision)
-        self.xx = self.xx + (x.T @ x).double()
+        x, y = x.float(), y.float()
+        self.xx = self.xx + _gram(x).double()
         self.xy = self.xy + (x.T @ y).double()
+
+
+def _gram(x: Tensor) -> Tensor:
+    """xᵀx [d, d]; only one of each two mirrored blocks is multiplied."""
+    size = x.shape[1]
+    found = x.new_empty(size, size)
+    for start in range(0, size, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        block = x[:, part].T @ x[:, start:]
+        found[part, start:] = block
+        found[start:, part] = block.T
+    return found

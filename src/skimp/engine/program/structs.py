@@ -98,7 +98,7 @@ class Attend(Structure):
         "q k v valid sinks out",
         "b hq hk q_count s d dv q_b q_h q_q k_b k_h k_s v_b v_h v_s valid_b valid_q",
         "scale softcap",
-        "dtype threads",
+        "dtype threads oldest",
     )
 
 

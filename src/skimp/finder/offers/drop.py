@@ -39,7 +39,10 @@ class DropOffer:
         self, replay: Replay, anatomy: Anatomy, choices: Sequence[Choice], progress: Progress
     ) -> dict[Place, Fill]:
         fitted = fit_alone(
-            replay, [choice.place for choice in choices], FillKind.parse(fill_of(anatomy)), progress
+            replay,
+            [choice.sublayer for choice in choices],
+            FillKind.parse(fill_of(anatomy)),
+            progress,
         )
         family = anatomy.family
         outputs = {"attention": family.attention_outputs, "ffn": family.ffn_outputs}
@@ -51,7 +54,7 @@ class DropOffer:
     def output(
         self, choice: Choice, entered: Tensor, left: Tensor, prepared: Mapping[Place, Fill]
     ) -> Tensor:
-        found = prepared[choice.place](entered)
+        found = prepared[choice.sublayer](entered)
         return found[0] if isinstance(found, tuple) else found
 
     def sections(self, choices: Sequence[Choice], anatomy: Anatomy) -> dict[str, dict[str, Any]]:

@@ -1,11 +1,11 @@
 """What a decode step's parts cost, so that probes are put where they pay.
 
-A layer's time is its bytes at the pace at which the head's bytes are read here; probes, whose many
-small operations cost more than their bytes, are timed as they run.
+By time, a layer's is its bytes at the pace at which the head's bytes are read here; probes, whose
+many small operations cost more than their bytes, are timed as they run. Or all of it is bytes.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +23,8 @@ _TIMED, _WARM = 30, 3
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of one decode step of the workload's batch: `layers` of the planned model in order,
-    the full `head`, and a `probe` by the number of its candidates."""
+    """Seconds (or bytes) of one decode step of the workload's batch: `layers` of the planned model
+    in order, the full `head`, and a `probe` by the number of its candidates."""
 
     layers: tuple[float, ...]
     head: float
@@ -40,7 +40,8 @@ class Costs:
         self, places: Sequence[int], left_at: Sequence[float], candidates: int
     ) -> float:
         """A step with probes after the layers at `places`; `left_at` are the shares of tokens that
-        leave at each of them. A part is run while any sequence of the batch is still there."""
+        leave at each of them. A part is run while any sequence of the batch is still there: a step
+        is as deep as the deepest of them, if they leave independently of each other."""
         here = 1.0
         total, done = 0.0, 0
         for place, share in zip(places, left_at, strict=True):
@@ -62,11 +63,40 @@ def measure(
     options: Sequence[int],
 ) -> Costs:
     """Costs for the workload, probes timed for every number of candidates in `options`."""
-    batch = workload.batch
-    state = torch.randn(batch, anatomy.hidden_size).to(head.weight)
-    whole = _seconds(lambda: head.logits(state))
+    return priced(anatomy, workload, *timed(section, anatomy, norm, head, workload.batch, options))
+
+
+def priced(anatomy: Anatomy, workload: Workload, whole: float, probe: Mapping[int, float]) -> Costs:
+    """Costs where the full head takes `whole` seconds, and probes what `probe` says."""
     pace = whole / max(1, anatomy.head.bytes)
     layers = tuple(pace * _bytes(la, anatomy, workload) for la in anatomy.layers)
+    return Costs(layers, whole, dict(probe), workload.batch)
+
+
+def by_bytes(section: Exit, anatomy: Anatomy, workload: Workload, options: Sequence[int]) -> Costs:
+    """Costs in bytes: a probe reads its translator, the screen and its rows of the head."""
+    row = anatomy.head.bytes / anatomy.vocabulary
+    kind = section.translator
+    ranks = 2 * kind if isinstance(kind, int) else anatomy.hidden_size * (kind == "full")
+    probe = {
+        count: row * (ranks + (section.screen + count if count else anatomy.vocabulary))
+        for count in options
+    }
+    layers = tuple(_bytes(la, anatomy, workload) for la in anatomy.layers)
+    return Costs(layers, float(anatomy.head.bytes), probe, workload.batch)
+
+
+def timed(
+    section: Exit,
+    anatomy: Anatomy,
+    norm: nn.Module,
+    head: Head,
+    batch: int,
+    options: Sequence[int],
+) -> tuple[float, dict[int, float]]:
+    """Seconds of the full head, and of a probe by the number of its candidates."""
+    state = torch.randn(batch, anatomy.hidden_size).to(head.weight)
+    whole = _seconds(lambda: head.logits(state))
     probe = {}
     for count in options:
         one = Exit(
@@ -79,7 +109,7 @@ def measure(
         )
         probes = Probes(one, _made_up(one, anatomy), norm, head)
         probe[count] = _seconds(lambda p=probes: p.look(0, state, p.begin(batch)).score.tolist())
-    return Costs(layers, whole, probe, batch)
+    return whole, probe
 
 
 def _bytes(layer: Layer, anatomy: Anatomy, workload: Workload) -> float:

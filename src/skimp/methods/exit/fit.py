@@ -162,16 +162,21 @@ class Fitter:
         probe: Sequence[int] | None = None,
         candidates: int | None = None,
         agreements: Sequence[float] = LEVELS,
+        costs: Costs | None = None,
+        published: bool = True,
     ) -> Found:
         """The best probes and candidates, or those given, and what they come to.
 
-        `section` says all the rest; its agreement (0.99 if it names none) is what is paid for.
+        `section` says all the rest; its agreement (0.99 if it names none) is what is paid for, at
+        `costs` (None: timed here). `published`: fit the published way beside it.
         """
         asked = section.promised or agreements[0]
         kinds = section.screen
         section = replace(section, threshold=None, agreement=asked)
-        options = self._options(candidates, kinds)
-        costs = measure(section, self.anatomy, self.norm, self.head, self.workload, options)
+        options = [candidates] if candidates is not None else options_of(self.anatomy, kinds)
+        costs = costs or measure(
+            section, self.anatomy, self.norm, self.head, self.workload, options
+        )
         if probe is not None and candidates is not None:
             choice = Choice(tuple(probe), candidates, 0.0)
         else:
@@ -186,7 +191,7 @@ class Fitter:
             return Found(way, None, costs, *_counts(text), reason=_no_probe(asked, costs))
         way = self.way(section, costs, agreements)
         costs = replace(costs, probe={0: costs.probe.get(0, costs.head), **costs.probe})
-        plain = self.way(section.plain(), costs, agreements)
+        plain = self.way(section.plain(), costs, agreements) if published else None
         result = way.at(asked)
         if probe is None and result.speedup <= 1:
             reason = (
@@ -196,13 +201,6 @@ class Fitter:
             way = Way(replace(section, probe=(), candidates=0, screen=0), {}, way.results)
             return Found(way, plain, costs, *_counts(text), reason=reason)
         return Found(way, plain, costs, *_counts(text), reason="")
-
-    def _options(self, candidates: int | None, kinds: int) -> list[int]:
-        if candidates is not None:
-            return [candidates]
-        if not kinds:
-            return [0]
-        return [count for count in OPTIONS if count < self.anatomy.vocabulary]
 
     def _choose(
         self,
@@ -268,6 +266,11 @@ class Fitter:
                 value = value.to(self.head.weight.dtype)
             kept[name] = value.contiguous()
         return kept
+
+
+def options_of(anatomy: Anatomy, kinds: int) -> list[int]:
+    """Numbers of candidates that are tried, 0 being the full head, with so many kinds of states."""
+    return [count for count in OPTIONS if count < anatomy.vocabulary] if kinds else [0]
 
 
 def candidate_layers(anatomy: Anatomy, most: int = MOST_LAYERS) -> list[int]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from skimp import kernels
 from skimp.methods.exit.controllers import controller
 from skimp.methods.exit.features import features, likeliest
+from skimp.methods.exit.screened import Screen
 from skimp.methods.exit.section import Exit
 from skimp.methods.exit.translate import Affine
-from skimp.methods.exit.values import CENTRES, REACH, SLOPE, TOKENS, threshold
+from skimp.methods.exit.values import threshold
 from skimp.models.head import Head
 
 
@@ -73,16 +73,7 @@ class Probes:
         self._norm, self._head, self._count = norm, head, section.candidates
         self._translators = [Affine.of(la, values, head.weight) for la in section.probe]
         self._rule = controller(section, values, head.weight.device)
-        self._centres = self._offsets = self._tokens = self._reach = None
-        if section.screen:
-            centres = values[CENTRES].float().to(head.weight.device)
-            # The nearest centre c has the largest z·c - |c|²/2. The last row is reach's slope.
-            offsets = torch.cat([-0.5 * centres.square().sum(-1), centres.new_zeros(1)])
-            slope = values[SLOPE].float().to(head.weight.device)
-            self._offsets = offsets.to(head.weight.dtype)
-            self._centres = torch.cat([centres, slope[None]]).to(head.weight.dtype)
-            self._tokens = values[TOKENS].int().to(head.weight.device)
-            self._reach = values[REACH].float().to(head.weight.device)
+        self._screen = Screen(values, head) if section.screen else None
 
     def begin(self, batch: int) -> Trace:
         """What one decode step of `batch` sequences hands from probe to probe."""
@@ -103,45 +94,34 @@ class Probes:
     def see(self, index: int, hidden: Tensor, trace: Trace) -> tuple[Tensor, Look]:
         """The features [B, F] that `look` scores, and what it returns but for the score."""
         z = self.state(index, hidden)
-        candidates, logits, reach = self._read(z, trace)
+        if self._screen is not None:
+            found = self._screen.see(z, trace.token)
+            trace.token = found.token
+            candidates = self._screen.tokens[found.kind]
+            look = Look(found.features[:, -1], candidates, found.logits, found.token)
+            return found.features, look
+        candidates, logits = self._read(z, trace)
         values, place = likeliest(logits)
         token = place
         if candidates is not None:
             token = candidates.gather(-1, place.unsqueeze(-1)).squeeze(-1).long()
         same = (place * 0 if trace.token is None else token == trace.token).float()
         trace.token = token
-        reach = same * 0 if reach is None else reach
-        return features(logits, values, same, reach), Look(reach, candidates, logits, token)
+        seen = features(logits, values, same, same * 0)
+        return seen, Look(seen[:, -1], candidates, logits, token)
 
     def state(self, index: int, hidden: Tensor) -> Tensor:
         """The translated final-normalised state [B, d] that a probe reads."""
         z, translator = self._norm(hidden), self._translators[index]
         return z if translator is None else translator(z)
 
-    def _read(self, z: Tensor, trace: Trace) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Candidates [B, K] and their logits, or None and all; and the log-odds of their reach."""
+    def _read(self, z: Tensor, trace: Trace) -> tuple[Tensor | None, Tensor]:
+        """Candidates [B, K] and their logits, or None and all."""
         if not self._count:
-            return None, self._head.logits(z), None
-        if self._tokens is not None:
-            return self._screened(z)
+            return None, self._head.logits(z)
         if trace.candidates is not None:
-            return trace.candidates, self._head.rows(z, trace.candidates), None
+            return trace.candidates, self._head.rows(z, trace.candidates)
         logits = self._head.logits(z)
         chosen = logits.topk(self._count, dim=-1).indices.sort(-1).values
         trace.candidates = chosen.int()
-        return trace.candidates, logits.gather(-1, chosen), None
-
-    def _screened(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        assert self._centres is not None and self._tokens is not None and self._reach is not None
-        near = kernels.linear(z, self._centres, self._offsets)
-        kinds = near[:, :-1].argmax(-1)
-        reach = self._reach[kinds] + near[:, -1].float()
-        candidates = self._tokens[kinds]
-        if len(z) == 1:
-            return candidates, self._head.rows(z, candidates[0]), reach
-        # States of one kind read the same rows of the head: too many to copy them for each state.
-        logits = z.new_empty(candidates.shape)
-        for kind in kinds.unique().tolist():
-            rows = (kinds == kind).nonzero().squeeze(-1)
-            logits[rows] = self._head.rows(z[rows], self._tokens[kind])
-        return candidates, logits, reach
+        return trace.candidates, logits.gather(-1, chosen)

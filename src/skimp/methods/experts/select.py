@@ -75,6 +75,20 @@ def widened(chosen: Chosen, width: int) -> Chosen:
     return Chosen(rows, kept_by(chosen, width), chosen.fill)
 
 
+def joined(parts: Sequence[Chosen], width: int) -> Chosen:
+    """The experts of one FF of `width` neurons for sequences that each chose alone."""
+    kept = torch.cat([kept_by(part, width) for part in parts])
+    rows = kept.any(0).nonzero().flatten()
+    mask = kept[:, rows]
+    fills = [part.fill for part in parts if part.fill is not None]
+    if fills:  # a sequence that keeps all has none
+        none = torch.zeros_like(fills[0])
+        fill = torch.cat([none if part.fill is None else part.fill for part in parts])
+    else:
+        fill = None
+    return Chosen(rows.to(torch.int32), None if mask.all() else mask, fill)
+
+
 def kept_by(chosen: Chosen, width: int) -> Tensor:
     """Which of all `width` neurons each sequence keeps: bool [B, width], or [1, width] where all
     sequences keep the same."""

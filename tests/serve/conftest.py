@@ -1,0 +1,25 @@
+"""A server that tests share, and OpenAI's own client for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.serve.serving import Running
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Running]:
+    """One that most tests share; it has a dense side and exits."""
+    from tests.serve.serving import running
+
+    with running(exits=True) as found:
+        yield found
+
+
+@pytest.fixture
+def client(server: Running) -> Any:
+    return server.client()
