@@ -152,3 +152,13 @@ def test_nearest_plan_passes(family: str, case: str, name: str) -> None:
         return
     with of_plan(*dense(family), near) as made:
         assert not obstacles(made, target, target.formats[0])
+
+
+def test_the_command_line_is_no_reason_to_change_a_plan() -> None:
+    _, anatomy = dense("llama")
+    plan = Plan.empty(anatomy).with_section("drop", {"attention": [1], "fill": "linear:2"})
+    fill = Obstacle("drop.fill", "no", "use another", {"drop": {"fill": "zero"}})
+    format_ = Obstacle("--format", "no", "give another")
+    found = nearest(plan, [fill, format_])
+    assert found is not None and found.sections["drop"]["fill"] == "zero"
+    assert nearest(plan, [format_]) is None

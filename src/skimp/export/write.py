@@ -74,6 +74,8 @@ def nearest(plan: Plan, found: Sequence[Obstacle]) -> Plan | None:
 
     Fitted values of the sections that change are forgotten.
     """
+    # What stands in the command line's way (a format, an interpreter) is none of the plan's.
+    found = [each for each in found if not each.field.startswith("--")]
     if not found or not all(each.nearest for each in found):
         return None
     for each in found:
