@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import json
 import shlex
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skimp.cli import options
+from skimp.cli import access, options
 from skimp.cli.common import (
     Run,
     check_keep,
@@ -199,9 +198,9 @@ def serve(
         ctx, json_file=json_file, seed=seed, device=device, dtype=dtype, threads=threads
     )
     settings = Settings(
-        key=_key(api_key or None),
-        origins=tuple(_origin(one) for one in cors or ()),
-        hosts=_hosts(host, api_key or None),
+        key=access.key(api_key),
+        origins=tuple(access.origin(one) for one in cors or ()),
+        hosts=access.hosts(host, api_key or None),
         body_bytes=max_body,
         new=max_tokens,
         timeout_s=timeout or None,
@@ -303,7 +302,7 @@ class _Serving:
         return command if key is None else command.replace(shlex.quote(key), "KEY")
 
     def _warn(self, host: str) -> None:
-        if self.settings.key is None and not _is_loopback(host):
+        if self.settings.key is None and not access.is_loopback(host):
             self.run.progress.note(
                 f"Warning: {host} can be reached by others, and there is no key; give --api-key."
             )
@@ -360,34 +359,6 @@ def _require_extra() -> None:
         raise SkimpError(
             f"serve: {' and '.join(missing)} must be installed for it; pip install 'skimp[serve]'."
         )
-
-
-def _key(key: str | None) -> str | None:
-    # An empty variable in the environment is no key.
-    if key is not None and (not key.strip() or not key.isprintable() or key != key.strip()):
-        raise SkimpError("--api-key: it must be some text without spaces around it; give another.")
-    return key
-
-
-def _origin(text: str) -> str:
-    scheme, _, rest = text.partition("://")
-    if text == "*" or (scheme in ("http", "https") and rest and "/" not in rest):
-        return text
-    raise SkimpError(f"--cors: {text!r} is no origin; give one such as https://a.example, or *.")
-
-
-def _hosts(host: str, key: str | None) -> frozenset[str] | None:
-    """What a server without a key may be called by: anything, unless only this machine may ask."""
-    if key is not None or not _is_loopback(host):
-        return None
-    return frozenset({"localhost", "127.0.0.1", "::1", host.lower()})
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _name(source: str, given: str | None) -> str:
