@@ -207,4 +207,5 @@ def _logits(found: Any, count: int) -> list[Logits] | None:
 
 def _load(path: str) -> np.ndarray:
     # Never a pickle: the file comes from another process.
-    return np.load(path, allow_pickle=False)
+    with Path(path).open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
