@@ -38,11 +38,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Packed:
-    """`embedding` [vocabulary, d] as it was, or with all of `folded` in it."""
+    """`folded` names what is no block but belongs into the embedding: the constant `entry` [d], and
+    the FFs `leading`."""
 
     blocks: tuple[Block, ...]
-    embedding: Tensor
-    folded: tuple[str, ...]
+    folded: tuple[str, ...] = ()
+    entry: Tensor | None = None
+    leading: tuple[FeedForward, ...] = ()
+
+    def folded_into(self, embedding: Tensor, eps: float) -> Tensor:
+        """The embedding [vocabulary, d] with it; `eps` of the RMS norms."""
+        return _folded(embedding, self.entry, self.leading, eps) if self.folded else embedding
 
     @property
     def attention_biased(self) -> bool:
@@ -70,26 +76,19 @@ def ffn_maps(ffn: FeedForward) -> dict[str, Affine]:
     return {"gate_proj": ffn.gate, "up_proj": ffn.up, "down_proj": ffn.down}
 
 
-def pack(layers: Iterable[ShapedLayer], embedding: Tensor, *, tied: bool, eps: float) -> Packed:
-    """Pack layers that have at least one attention.
-
-    Args:
-        embedding: [vocabulary, d].
-        tied: whether the embedding is the head too.
-        eps: of the RMS norms.
-    """
+def pack(layers: Iterable[ShapedLayer], *, tied: bool) -> Packed:
+    """Pack layers that have at least one attention; `tied`: the embedding is the head too."""
     entry, chain = _chain(layers)
     first = next(i for i, (_, each) in enumerate(chain) if isinstance(each, Attention))
-    folded: tuple[str, ...] = ()
-    if tied and (first or entry is not None):
+    if not first and entry is None:
+        return Packed(tuple(_blocks(chain)))
+    if tied:
         model = next(each for _, each in chain if isinstance(each, Attention))
-        chain.insert(0, ("a zero attention", _zero_attention(model, entry)))
-    elif first or entry is not None:
-        leading = [each for _, each in chain[:first] if isinstance(each, FeedForward)]
-        embedding = _folded(embedding, entry, leading, eps)
-        folded = (*(("constants",) if entry is not None else ()), *(n for n, _ in chain[:first]))
-        chain = chain[first:]
-    return Packed(tuple(_blocks(chain)), embedding, folded)
+        whole = [("a zero attention", _zero_attention(model, entry)), *chain]
+        return Packed(tuple(_blocks(whole)))
+    names = (*(("constants",) if entry is not None else ()), *(name for name, _ in chain[:first]))
+    leading = tuple(each for _, each in chain[:first] if isinstance(each, FeedForward))
+    return Packed(tuple(_blocks(chain[first:])), names, entry, leading)
 
 
 def _chain(layers: Iterable[ShapedLayer]) -> tuple[Tensor | None, list[tuple[str, Sublayer]]]:

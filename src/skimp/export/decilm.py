@@ -117,13 +117,7 @@ that are no multiple of 256, so they refuse this folder.
 
 def packed_of(product: Product) -> Packed:
     """The model's blocks; it must have no obstacles."""
-    model = product.model
-    return pack(
-        shaped.layers(product),
-        model.get_input_embeddings().weight.detach(),
-        tied=product.anatomy.tied,
-        eps=product.config.rms_norm_eps,
-    )
+    return pack(shaped.layers(product), tied=product.anatomy.tied)
 
 
 def suits_others(packed: Packed) -> bool:
@@ -138,6 +132,7 @@ def config_of(product: Product, packed: Packed, form: str) -> dict[str, Any]:
     heads = config.num_attention_heads
     rope = dict(getattr(config, "rope_parameters", None) or {})
     found = {name: getattr(config, name) for name in _COPIED if hasattr(config, name)}
+    others = suits_others(packed)
     return {
         "architectures": ["DeciLMForCausalLM"],
         "model_type": configuration_decilm.DeciLMConfig.model_type,
@@ -152,12 +147,11 @@ def config_of(product: Product, packed: Packed, form: str) -> dict[str, Any]:
         "rope_theta": rope.get("rope_theta", 10000.0),
         "dtype": str(DTYPES[form]).removeprefix("torch."),
         "torch_dtype": str(DTYPES[form]).removeprefix("torch."),
-        "block_configs": [_block_config(each, product, packed) for each in packed.blocks],
+        "block_configs": [_block_config(each, config, others) for each in packed.blocks],
     }
 
 
-def _block_config(block: Block, product: Product, packed: Packed) -> dict[str, Any]:
-    config = product.config
+def _block_config(block: Block, config: Any, others: bool) -> dict[str, Any]:
     group = config.num_attention_heads // config.num_key_value_heads
     attention: dict[str, Any] = {
         "no_op": block.attention is None,
@@ -169,9 +163,9 @@ def _block_config(block: Block, product: Product, packed: Packed) -> dict[str, A
         width = len(block.ffn.gate.weight)
         ffn["intermediate_size"] = width
         # Without the factor those engines refuse the folder, which beats being silently wrong.
-        if suits_others(packed):
+        if others:
             ffn["ffn_mult"] = 1.5 * width / config.hidden_size
-    elif suits_others(packed):
+    elif others:
         ffn["ffn_mult"] = None
     return {"attention": attention, "ffn": ffn}
 
@@ -179,7 +173,10 @@ def _block_config(block: Block, product: Product, packed: Packed) -> dict[str, A
 def tensors(product: Product, packed: Packed) -> dict[str, Tensor]:
     """The weights by the names of Llama's class."""
     model = product.model
-    found = {"model.embed_tokens.weight": packed.embedding}
+    embedding = model.get_input_embeddings().weight.detach()
+    found = {
+        "model.embed_tokens.weight": packed.folded_into(embedding, product.config.rms_norm_eps)
+    }
     for index, block in enumerate(packed.blocks):
         prefix = f"model.layers.{index}"
         if block.attention is not None:

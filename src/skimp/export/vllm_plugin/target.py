@@ -5,24 +5,15 @@ rank as cheap as they are, for families that stock vLLM knows only dense.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from skimp.export import transformers
+from skimp.export import decilm, transformers
 from skimp.export.forms import PLAIN
-from skimp.export.target import Check, Obstacle, Product
+from skimp.export.target import Obstacle, Product
 from skimp.export.vllm_plugin.families import STOCK
 
-CHECK = Check(
-    script="checks/vllm.py",
-    module="vllm",
-    install="pip install vllm && pip install --no-deps skimp",
-    tells=("logits", "tokens"),
-    environment={
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
-    },
-)
+CHECK = replace(decilm.CHECK, install="pip install vllm && pip install --no-deps skimp")
 _ELSEWHERE = "export `--to transformers`"
 # What vLLM's classes multiply by in FFs; it refuses any other.
 _ACTIVATIONS = {"gemma2": ("gelu_pytorch_tanh",), "gemma3_text": None}
