@@ -40,7 +40,8 @@ openvino() {
 }
 
 llama_cpp() {
-    pip wheel --no-deps -w "$folder/wheels" llama-cpp-python==0.3.36
+    compgen -G "$folder/wheels/llama_cpp_python-0.3.36-*.whl" >/dev/null ||
+        pip wheel --no-deps -w "$folder/wheels" llama-cpp-python==0.3.36
     pip install "$folder"/wheels/llama_cpp_python-0.3.36-*.whl numpy gguf==0.19.0
 }
 
