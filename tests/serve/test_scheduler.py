@@ -72,6 +72,30 @@ def test_seeds_give_the_same_text_in_any_company(engine: Engine) -> None:
     assert len({tuple(answer) for answer in answers}) > 3
 
 
+@pytest.mark.parametrize("what", ("dense", "experts", "exits"))
+def test_a_prompt_of_several_answers_is_read_once(what: str) -> None:
+    """And each answer is what a request of its own would get; others come between unharmed."""
+    model = families.build("llama")
+    plans = {
+        "dense": None,
+        "experts": planned(model, experts={"keep": 0.5}),
+        "exits": exits(model, threshold=0.0),
+    }
+    engine = Engine(model, plans[what])
+    first, second = prompts(2, seed=3)
+    jobs = [Job(first, 8, Sampling(temperature=1.5, seed=seed)) for seed in range(3)]
+    jobs += [Job(second, 8), Job(first, 1), Job(first, 8)]
+    with serving(engine, start=False, batch=4, chunk=8) as scheduler:
+        tickets = [scheduler.submit(job) for job in jobs]
+        scheduler.start()
+        answers = [tokens(told(ticket)) for ticket in tickets]
+        stats = at_rest(scheduler)
+    for job, found in zip(jobs, answers, strict=True):
+        assert found == engine.generate([job.prompt], job.new, sampling=job.sampling)[0].tokens
+    assert len({tuple(answer) for answer in answers[:3]}) == 3
+    assert stats.read == 2 * len(first) + len(second)
+
+
 def test_texts_end_where_they_should(engine: Engine) -> None:
     """At a stop string, which is never told; at an end token, unless those are ignored; at the end
     of the context."""

@@ -59,7 +59,7 @@ def test_first_come_first_served(engine: Engine) -> None:
 
     with serving(engine, start=False, batch=2) as scheduler, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Work, "read_on", noted)
-        tickets = [scheduler.submit(Job((1, 2), new)) for new in (9, 2, 5, 3, 7)]
+        tickets = [scheduler.submit(Job((1, new), new)) for new in (9, 2, 5, 3, 7)]
         scheduler.start()
         for ticket in tickets:
             told(ticket)
@@ -165,7 +165,7 @@ def test_a_prompt_that_fails_fails_alone(engine: Engine) -> None:
 
     with serving(engine, start=False) as scheduler, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Work, "read_on", failing)
-        tickets = [scheduler.submit(Job((1, 2, 3), new)) for new in (4, 5, 6)]
+        tickets = [scheduler.submit(Job((1, 2, new), new)) for new in (4, 5, 6)]
         scheduler.start()
         assert [told(ticket)[-1].ended for ticket in tickets] == ["length", "error", "length"]
 

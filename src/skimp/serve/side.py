@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from skimp.engine import Engine
+from skimp.engine import Engine, State
 from skimp.engine.batching import Batch, sizes
 from skimp.engine.quiet import alone
 from skimp.engine.sampling import check
@@ -28,8 +28,20 @@ class Tally:
     decode_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A prompt that was read, as it was then: `state` of one sequence, `logits` [1, V]."""
+
+    prompt: tuple[int, ...]
+    state: State
+    logits: Tensor
+
+
 class Side:
     """Runs the jobs of one engine, a piece of work at a time; for one thread.
+
+    A prompt that several jobs ask about, one behind the other (a request for several answers), is
+    read once.
 
     Attributes:
         waiting: jobs in the order in which they came.
@@ -44,6 +56,7 @@ class Side:
         self.running: list[Work] = []
         self.tally = Tally()
         self._limits = limits
+        self._kept: Kept | None = None
         self._batch = Batch(engine)
         self._most = 1 if self._batch.apart else limits.batch
 
@@ -76,9 +89,16 @@ class Side:
             self.engine.warm_up(size)
 
     def admit(self) -> None:
-        """Begin with the first that waits."""
-        self.reading = self.waiting.popleft()
-        self.tally.queue_s += time.monotonic() - self.reading.ticket.since
+        """Begin with the first that waits; at once with its answer if its prompt was just read."""
+        work, kept = self.waiting.popleft(), self._kept
+        self.tally.queue_s += time.monotonic() - work.ticket.since
+        if kept is None or kept.prompt != work.ticket.job.prompt:
+            self.reading = work
+            return
+        try:
+            self._begin(work, kept.state, kept.logits)
+        except Exception as error:
+            self._end(work, "error", error)
 
     def read(self, budget: int) -> int:
         """Read a piece of the prompt under way and join its job to the others once it is read.
@@ -100,7 +120,7 @@ class Side:
             logits = work.read_on(piece, work.room if self._batch.apart else 1)
             if logits is not None:
                 self.reading = None
-                self._begin(work, logits)
+                self._begin(work, work.take_state(), logits)
         except Exception as error:
             self.reading = None
             self._end(work, "error", error)
@@ -137,6 +157,7 @@ class Side:
             self.waiting = deque(work for work in self.waiting if not work.ticket.ended)
         if self.reading is not None and self.reading.ticket.ended:
             self.reading = None
+        self._forget()
         self._part()
 
     def refuse(self, work: Work, reason: str) -> None:
@@ -149,25 +170,33 @@ class Side:
         for work in self._everyone():
             self._end(work, ended, error)
         self.waiting.clear()
-        self.reading, self.running = None, []
+        self.reading, self.running, self._kept = None, [], None
         self._batch = Batch(self.engine)
 
     def _everyone(self) -> list[Work]:
         reading = [] if self.reading is None else [self.reading]
         return [*self.waiting, *reading, *self.running]
 
-    def _begin(self, work: Work, logits: Tensor) -> None:
+    def _begin(self, work: Work, state: State, logits: Tensor) -> None:
         """Emit the first token and join the others, unless that was all."""
-        assert work.state is not None
         exits = self.engine.exits
         with alone(logits.device):
             check(logits)
             token = int(logits.argmax(-1)) if work.greedy else work.draw(logits)
             self._emit(work, token, logits[0], None if exits is None else exits.layers)
         if not work.ticket.ended:
-            (work.seat,) = self._batch.join(work.state, work.room)
+            (work.seat,) = self._batch.join(state, work.room)
             self.running.append(work)
-        work.state = None
+        if self._batch.apart is None:  # else nothing is copied, and the state is at work itself
+            self._kept = Kept(work.ticket.job.prompt, state, logits)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Let go of the prompt that was kept unless it is wanted next."""
+        if self._kept is not None:
+            following = self.waiting[0].ticket.job.prompt if self.waiting else None
+            if following != self._kept.prompt:
+                self._kept = None
 
     def _taken(self, order: list[Work], logits: Tensor) -> list[tuple[Work, Exception]]:
         """Emit everyone's token; those for whom that went wrong, with the reason."""

@@ -73,6 +73,12 @@ class Work:
         self.read += len(part)
         return None if self.left else logits
 
+    def take_state(self) -> State:
+        """The prompt's state, which the job holds no longer."""
+        state, self.state = self.state, None
+        assert state is not None
+        return state
+
     def draw(self, logits: Tensor) -> int:
         """The next token by the job's own sampling, by logits [1, V]."""
         if self._sampler is None:
