@@ -163,6 +163,7 @@ def test_rules_stand_beside_the_frontier(
         (("--budget", "speedup>=1.2x"), "--costs bytes"),
         (("--budget", "loss<=1%", "--drop-attention", "2"), "the search chooses by itself"),
         (("--search", "--time", "0"), "--time"),
+        (("--search", "--time", "nan"), "--time"),
         (("--search", "--held-out", "none.txt"), "no file none.txt"),
         (("--search", "--costs", "money"), "none of measured, bytes"),
         (("--pick", "1"), "holds no finished search"),

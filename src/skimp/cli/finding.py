@@ -57,7 +57,7 @@ def check(asked: Asked) -> Budget:
 
     if asked.costs not in get_args(Costs):
         raise SkimpError(f"--costs: {asked.costs!r} is none of {', '.join(get_args(Costs))}.")
-    if asked.minutes is not None and asked.minutes <= 0:
+    if asked.minutes is not None and not asked.minutes > 0:  # nor is NaN
         raise SkimpError(f"--time: {asked.minutes:g} minutes are none; give more, or leave it out.")
     if asked.workers is not None and asked.workers < 1:
         raise SkimpError("--workers: give at least 1.")
