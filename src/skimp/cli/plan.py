@@ -56,10 +56,7 @@ def _layers(name: str, what: str) -> Any:
 def plan(
     ctx: typer.Context,
     model: options.Model,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="PLAN", help="Plan file to write; replaces an old one."),
-    ] = None,
+    out: options.PlanOut = None,
     fill: Annotated[
         str | None,
         typer.Option(
