@@ -50,6 +50,15 @@ class Asked:
         return bool(self.budget) or self.search or self.pick is not None
 
 
+def check_absent(asked: Asked) -> None:
+    """Refuse options of a search where none was asked for; else they would pass unseen."""
+    if asked != Asked([], False, "measured", None, None, None, None, False, None, None):
+        raise SkimpError(
+            "--costs, --time, --held-out, --compare, --workers, --ray, --state, --include and "
+            "--limit are about a search; give a --budget or --search, or leave them out."
+        )
+
+
 def check(asked: Asked) -> Budget:
     """Refuse what makes no sense, before anything is loaded."""
     from skimp.finder.budget import Budget
