@@ -23,6 +23,11 @@ from skimp.models.anatomy import Anatomy
 FORMAT = 1
 # The plan's name inside a model folder.
 PLAN_FILE = "plan.yaml"
+# What pydantic says in words of its own, by the type of its complaint.
+_SAID = {
+    "missing": "is missing",
+    "extra_forbidden": "there is no such field; mind the spelling",
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,9 @@ def explain(error: ValidationError, where: str = "") -> str:
     """The first complaint of a pydantic error as one sentence that names the field."""
     first = error.errors()[0]
     field_name = ".".join(str(part) for part in first["loc"])
-    return f"{where}{field_name}: {first['msg'].rstrip('.')}."
+    said = first["msg"].rstrip(".").replace("Input should be", "must be")
+    said = said.replace("valid dictionary", "valid mapping")
+    return f"{where}{field_name}: {_SAID.get(first['type'], said)}."
 
 
 def _parse(path: Path) -> PlanFile:

@@ -75,7 +75,7 @@ def test_the_context_may_run_full(skimp: Skimp, folder: Path, tmp_path: Path) ->
         (["a", "--min-p", "0.5"], "--temperature"),
         (["a", "--temperature", "1", "--min-p", "-1"], "--min-p"),
         (["a", "--repetition-penalty", "0"], "--repetition-penalty"),
-        (["a", "--stop", ""], "stop"),
+        (["a", "--stop", ""], "--stop"),
         (["a", "--temperature", "nan"], "--temperature"),
         (["a", "--temperature", "-1"], "--temperature"),
         (["a", "--max-new-tokens", "0"], "--max-new-tokens"),

@@ -62,6 +62,13 @@ def test_a_plan_for_another_model_is_refused(skimp: Skimp, zero_plan: Path) -> N
     assert "model.layers" in complaint(skimp(*words, code=2))
 
 
+def test_a_second_plan_is_refused(skimp: Skimp, folder: Path, zero_plan: Path) -> None:
+    skimp("apply", folder, "--plan", zero_plan, "--out", "small")
+    skimp("inspect", "./small")
+    words = ("inspect", "./small", "--plan", zero_plan)
+    assert "carries a plan of its own" in complaint(skimp(*words, code=2))
+
+
 def test_devices_share_a_model(skimp: Skimp, folder: Path, tmp_path: Path, zero_plan: Path) -> None:
     words = ("inspect", folder, "--dtype", "float32", "--plan", zero_plan)
     result = skimp(*words, "--tensor-parallel", "2", "--link", "10,5", "--json", "a.json")

@@ -87,6 +87,17 @@ def test_mistakes_are_named(skimp: Skimp, files: Path, words: list[str], named: 
     assert not (files / "r.html").exists()
 
 
+def test_results_of_two_models_are_refused(skimp: Skimp, files: Path) -> None:
+    for name, digit, document in (("plan", "a", PLAN), ("eval", "b", EVAL)):
+        model = {**HEADER["model"], "source": name, "fingerprint": f"sha256:{digit * 32}"}
+        (files / f"{name}.json").write_text(json.dumps({**document, "model": model}))
+    words = ("--plan", "plan.json", "--eval", "eval.json", "--bench", "bench.json")
+    said = complaint(skimp("report", *words, "--out", "r.html", code=2))
+    assert "--eval: it is about eval, but --plan about plan" in said
+    assert not (files / "r.html").exists()
+    skimp("report", "--plan", "plan.json", "--bench", "bench.json", "--out", "r.html")
+
+
 def test_a_place_that_cannot_be_written(skimp: Skimp, files: Path) -> None:
     words = ("report", "--eval", "eval.json", "--out", "no/r.html")
     assert "--out" in complaint(skimp(*words, code=2))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.contract.cases import CASES
 from tests.export.kit import of_plan
-from tests.families import _randomise
+from tests.families import randomise
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from skimp.export.target import Product
@@ -56,7 +56,7 @@ def model(family: str, **values: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        _randomise(made)
+        randomise(made)
     return made.eval()
 
 

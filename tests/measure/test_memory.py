@@ -104,18 +104,3 @@ def test_the_meter_sees_a_cache_grow() -> None:
     with memory.TensorMeter(torch.device("cpu")) as meter:
         cache = _cache(model, 40, 2)
     assert meter.peak >= memory.cache_bytes(cache) + 2 * 40 * 96 * 4  # and all logits
-
-
-def test_available_memory_is_within_the_machine() -> None:
-    import psutil
-
-    assert 0 < memory.available_bytes(torch.device("cpu")) <= psutil.virtual_memory().total
-
-
-def test_a_container_limit_counts(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory.available_bytes(torch.device("cpu")) == 600_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available_bytes(torch.device("cpu")) > 600_000

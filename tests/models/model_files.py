@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from skimp.errors import LoadError
+from skimp.models.load import load
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = [("Ġ", "Ġ"), ("a", "b")]
@@ -130,3 +135,20 @@ def _tensors(model: LlamaForCausalLM) -> Any:
                 halves = tensor.reshape(heads[theirs], 2, rows // heads[theirs] // 2, columns)
                 tensor = halves.swapaxes(1, 2).reshape(rows, columns)
             yield f"blk.{layer}.{theirs}.weight", tensor
+
+
+def rewrite(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Change tensors of model.safetensors; None takes one out."""
+    tensors = load_file(folder / "model.safetensors")
+    merged = {name: tensor for name, tensor in (tensors | changes).items() if tensor is not None}
+    save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def refusal(source: Path | str, **options: Any) -> str:
+    """The message that `load` refuses `source` with; one sentence, one line."""
+    with pytest.raises(LoadError) as caught:
+        load(str(source), **({"dtype": "fp32"} | options))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message

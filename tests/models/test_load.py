@@ -1,8 +1,6 @@
 """Folders and arguments: what loads, and the sentence for each thing that does not."""
 
-import json
 import logging
-import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,24 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from tests.models import model_files as files
 
-from skimp.errors import LoadError
 from skimp.models.anatomy import Anatomy
 from skimp.models.load import load
 from skimp.models.reading import read_anatomy
 from skimp.plan import Plan
-
-
-def refusal(source: Path | str, **options: Any) -> str:
-    """The message that `load` refuses `source` with; one sentence, one line."""
-    with pytest.raises(LoadError) as caught:
-        load(str(source), **({"dtype": "fp32"} | options))
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
 
 
 @pytest.fixture
@@ -82,7 +68,7 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
 
 
 def test_rotary_tables_of_old_checkpoints_are_no_surplus(folder: Path) -> None:
-    _rewrite(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
+    files.rewrite(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
     assert load(str(folder), dtype="fp32").model.num_parameters() > 0
 
 
@@ -116,18 +102,11 @@ def _anatomy(model: Any) -> Anatomy:
     return read_anatomy(model)
 
 
-def _rewrite(folder: Path, **changes: torch.Tensor | None) -> None:
-    """Change tensors of model.safetensors; None takes one out."""
-    tensors = load_file(folder / "model.safetensors")
-    merged = {name: tensor for name, tensor in (tensors | changes).items() if tensor is not None}
-    save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 # -- arguments
 
 
 def test_unknown_dtype_lists_the_known() -> None:
-    message = refusal("random:smollm2-135m", dtype="int3")
+    message = files.refusal("random:smollm2-135m", dtype="int3")
     assert "'int3'" in message
     for name in ("auto", "float32", "bf16", "fp16"):
         assert name in message
@@ -135,12 +114,12 @@ def test_unknown_dtype_lists_the_known() -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "cpu:0", "tpu", "", "meta"])
 def test_unknown_device(device: str) -> None:
-    assert f"device {device!r} is unknown" in refusal("random:smollm2-135m", device=device)
+    assert f"device {device!r} is unknown" in files.refusal("random:smollm2-135m", device=device)
 
 
 def test_absent_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    message = refusal("random:smollm2-135m", device="cuda")
+    message = files.refusal("random:smollm2-135m", device="cuda")
     assert "no CUDA GPU" in message
     assert "cpu" in message
 
@@ -148,12 +127,12 @@ def test_absent_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_absent_second_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert "'cuda:3' does not exist" in refusal("random:smollm2-135m", device="cuda:3")
+    assert "'cuda:3' does not exist" in files.refusal("random:smollm2-135m", device="cuda:3")
 
 
 def test_absent_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert "'mps' is not available" in refusal("random:smollm2-135m", device="mps")
+    assert "'mps' is not available" in files.refusal("random:smollm2-135m", device="mps")
 
 
 # -- sources that are nothing
@@ -161,200 +140,79 @@ def test_absent_mps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("source", ["", "  "])
 def test_no_source(source: str) -> None:
-    assert "no model source was given" in refusal(source)
+    assert "no model source was given" in files.refusal(source)
 
 
 def test_a_mistyped_word_is_told_what_a_source_can_be() -> None:
-    message = refusal("dmeo")
+    message = files.refusal("dmeo")
     assert "'dmeo' is no model source" in message
     assert "random:SHAPE" in message
 
 
 @pytest.mark.parametrize("source", ["./absent", "/no/such/place", "a/b/c", "absent.gguf"])
 def test_absent_path(source: str) -> None:
-    assert "does not exist" in refusal(source)
+    assert "does not exist" in files.refusal(source)
 
 
 def test_overlong_path() -> None:
-    assert "cannot be read" in refusal("./" + "x" * 5000)
+    assert "cannot be read" in files.refusal("./" + "x" * 5000)
 
 
 def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
     path = tmp_path / "notes.gguf"
     path.write_text("not weights")
-    assert f"{path} is not a GGUF file" in refusal(path)
+    assert f"{path} is not a GGUF file" in files.refusal(path)
 
 
 def test_an_empty_file(tmp_path: Path) -> None:
     path = tmp_path / "empty.gguf"
     path.touch()
-    assert "is not a GGUF file" in refusal(path)
+    assert "is not a GGUF file" in files.refusal(path)
 
 
 def test_a_pickle_file(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     path.write_bytes(b"\x80\x04")
-    assert "pickle" in refusal(path)
+    assert "pickle" in files.refusal(path)
 
 
 def test_a_bare_weights_file(folder: Path) -> None:
-    assert "give the folder" in refusal(folder / "model.safetensors")
+    assert "give the folder" in files.refusal(folder / "model.safetensors")
 
 
 # -- folders with something wrong
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    assert f"the folder {tmp_path} is empty" in refusal(tmp_path)
+    assert f"the folder {tmp_path} is empty" in files.refusal(tmp_path)
 
 
 def test_no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
-    assert "has no config.json" in refusal(folder)
+    assert "has no config.json" in files.refusal(folder)
 
 
 def test_adapter(folder: Path) -> None:
     (folder / "config.json").rename(folder / "adapter_config.json")
-    assert "PEFT adapter" in refusal(folder)
+    assert "PEFT adapter" in files.refusal(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\udcff".encode("utf-8", "surrogateescape")])
 def test_config_that_is_no_json_object(folder: Path, text: str | bytes) -> None:
     content = text if isinstance(text, bytes) else text.encode()
     (folder / "config.json").write_bytes(content)
-    assert str(folder / "config.json") in refusal(folder)
+    assert str(folder / "config.json") in files.refusal(folder)
 
 
 def test_no_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    assert "has no tokenizer" in refusal(folder)
+    assert "has no tokenizer" in files.refusal(folder)
 
 
 def test_damaged_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": 3}')
-    assert f"the tokenizer in {folder} cannot be read" in refusal(folder)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
-def test_pickled_weights_are_refused_by_name(folder: Path, name: str) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({}, folder / name)
-    message = refusal(folder)
-    assert name in message
-    assert "convert them to safetensors" in message
-
-
-def test_a_pickle_beside_safetensors_does_not_matter(folder: Path) -> None:
-    (folder / "pytorch_model.bin").write_bytes(b"never opened")
-    assert load(str(folder), dtype="fp32").model.num_parameters() > 0
-
-
-def test_no_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    assert "has no weights" in refusal(folder)
-
-
-def test_weights_under_another_name(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "other.safetensors")
-    assert "other.safetensors" in refusal(folder)
-
-
-def test_folder_with_a_gguf_file_only(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "tiny.gguf")
-    assert "give the path of that file" in refusal(folder)
-
-
-@pytest.mark.parametrize("keep", [0, 5, 40, -1])
-def test_truncated_weights(folder: Path, keep: int) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    message = refusal(folder)
-    assert str(path) in message
-    assert "truncated" in message
-
-
-def test_trailing_bytes(folder: Path) -> None:
-    with (folder / "model.safetensors").open("ab") as file:
-        file.write(b"more")
-    assert "damaged" in refusal(folder)
-
-
-@pytest.mark.parametrize("header", [b"{", b"[1]", b'{"a": 3}', b'{"a": {"shape": [1]}}'])
-def test_damaged_header(folder: Path, header: bytes) -> None:
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    assert "is not a safetensors file" in refusal(folder)
-
-
-def test_git_lfs_pointer(folder: Path) -> None:
-    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
-    (folder / "model.safetensors").write_text(pointer)
-    assert "git lfs pull" in refusal(folder)
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    return files.write(tmp_path / "sharded", max_shard_size="20KB")
-
-
-def test_absent_shard(sharded: Path) -> None:
-    shard = sorted(sharded.glob("model-*.safetensors"))[1]
-    shard.unlink()
-    assert f"lacks {shard.name}" in refusal(sharded)
-
-
-def test_truncated_shard(sharded: Path) -> None:
-    shard = sorted(sharded.glob("model-*.safetensors"))[-1]
-    shard.write_bytes(shard.read_bytes()[:-7])
-    assert f"{shard} is truncated" in refusal(sharded)
-
-
-@pytest.mark.parametrize(
-    ("places", "complaint"),
-    [
-        (None, "no weight_map"),
-        ({"lm_head.weight": "../other/model.safetensors"}, "not a file beside it"),
-        ({"lm_head.weight": "pytorch_model.bin"}, "not a safetensors file"),
-    ],
-)
-def test_damaged_index(sharded: Path, places: Any, complaint: str) -> None:
-    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    assert complaint in refusal(sharded)
-
-
-def test_shard_without_its_tensor(sharded: Path) -> None:
-    index = sharded / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"]["model.extra.weight"] = next(iter(content["weight_map"].values()))
-    index.write_text(json.dumps(content))
-    assert "lacks the tensor model.extra.weight" in refusal(sharded)
-
-
-# -- weights that are not the config's
-
-
-def test_missing_weight(folder: Path) -> None:
-    _rewrite(folder, **{"model.layers.1.mlp.up_proj.weight": None})
-    assert "lacks the weight model.layers.1.mlp.up_proj.weight" in refusal(folder)
-
-
-def test_missing_head(folder: Path) -> None:
-    _rewrite(folder, **{"lm_head.weight": None})
-    assert "lacks the weight lm_head.weight" in refusal(folder)
-
-
-def test_surplus_weight(folder: Path) -> None:
-    files.edit_config(folder, num_hidden_layers=1)
-    message = refusal(folder)
-    assert "model.layers.1.input_layernorm.weight and 8 others" in message
-    assert "no place" in message
-
-
-def test_weight_of_another_shape(folder: Path) -> None:
-    _rewrite(folder, **{"model.norm.weight": torch.ones(31)})
-    message = refusal(folder)
-    assert "model.norm.weight with shape [31]" in message
-    assert "[32]" in message
+    assert f"the tokenizer in {folder} cannot be read" in files.refusal(folder)
 
 
 # -- models that are no causal language models
@@ -375,7 +233,7 @@ def test_weight_of_another_shape(folder: Path) -> None:
 )
 def test_other_models(folder: Path, changes: dict[str, Any], complaint: str) -> None:
     files.edit_config(folder, **changes)
-    assert complaint in refusal(folder)
+    assert complaint in files.refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +241,7 @@ def test_other_models(folder: Path, changes: dict[str, Any], complaint: str) -> 
 )
 def test_encoders_without_a_named_head(folder: Path, kind: str, what: str) -> None:
     files.edit_config(folder, model_type=kind, architectures=None)
-    assert f"{kind}, {what}" in refusal(folder)
+    assert f"{kind}, {what}" in files.refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +271,7 @@ def test_other_decoders_load(tmp_path: Path, config: Any) -> None:
 
 def test_more_than_the_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skimp.models.placement.available_bytes", lambda _: 1000)
-    message = refusal(folder)
+    message = files.refusal(folder)
     assert "needs 0.0 GB" in message
     assert "bf16" in message
 
@@ -423,9 +281,9 @@ def test_nothing_is_printed_and_settings_are_put_back(
 ) -> None:
     settings = transformers.utils.logging
     before = settings.get_verbosity(), settings.is_progress_bar_enabled(), warnings.filters[:]
-    _rewrite(folder, **{"model.norm.weight": None})
-    refusal(folder)
-    _rewrite(folder, **{"model.norm.weight": torch.ones(32)})
+    files.rewrite(folder, **{"model.norm.weight": None})
+    files.refusal(folder)
+    files.rewrite(folder, **{"model.norm.weight": torch.ones(32)})
     load(str(folder), dtype="fp32")
     after = settings.get_verbosity(), settings.is_progress_bar_enabled(), warnings.filters[:]
     assert after == before

@@ -77,3 +77,8 @@ def test_malformed_settings_are_named(setting: str) -> None:
 def test_impossible_cuts_say_what_is_possible(layers: int) -> None:
     with pytest.raises(LoadError, match="1 to 32"):
         shapes.parse(f"random:llama-2-7b,layers={layers}")
+
+
+def test_a_setting_given_twice_is_refused() -> None:
+    with pytest.raises(LoadError, match="layers is given twice"):
+        shapes.parse("random:llama-2-7b,layers=2,layers=3")

@@ -53,6 +53,12 @@ def test_faster_only_if_the_whole_interval_clears_one(
     assert verdict.reason.endswith(".")
 
 
+def test_an_interval_that_holds_the_bound_blames_the_clock_alone() -> None:
+    reason = words.decode_verdict(speed(1.1, 0.6, 1.7)).reason
+    assert "too unsteady to tell" in reason
+    assert "not collected" not in reason
+
+
 def test_not_faster_gives_the_bytes() -> None:
     verdict = words.decode_verdict(speed(0.99, 0.97, 1.01))
     assert verdict.headline == (

@@ -71,6 +71,7 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"skimp": {"side": "left"}}, "skimp.side"),
     ({"skimp": {"side": 1}}, "skimp.side"),
     ({"skimp": {"sides": "dense"}}, "skimp.sides"),
+    ({"model": "tiny:dense", "skimp": {"side": "planned"}}, "skimp.side"),
     ({"skimp": {"ignore_ends": True}}, "skimp.ignore_ends"),
     ({"skimp": {"timeout_s": 0}}, "skimp.timeout_s"),
     ({"skimp": {"tokens": "yes"}}, "skimp.tokens"),

@@ -16,19 +16,9 @@ from skimp.errors import SkimpError
 def apply(
     ctx: typer.Context,
     model: options.Model,
-    plan: Annotated[
-        Path,
-        typer.Option("--plan", metavar="PLAN", help="Plan file to apply.", show_default=False),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", metavar="DIR", help="Folder to write the model to.", show_default=False
-        ),
-    ],
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a model that is already in the folder.")
-    ] = False,
+    plan: Annotated[Path, options.APPLIED_PLAN],
+    out: Annotated[Path, options.MODEL_OUT],
+    force: options.Force = False,
     json_file: options.JsonFile = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",

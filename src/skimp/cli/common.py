@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, overload
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import typer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from skimp.plan import Plan
 
 COMMAND = "skimp.command"
+_Perhaps = TypeVar("_Perhaps", "Plan", "Plan | None")  # a plan stays one
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -158,35 +159,15 @@ def check_keep(keep: float | None, scope: str = "prompt") -> None:
         raise PlanError(f"--experts: {keep} is no share above 0 and up to 1.")
 
 
-@overload
 def with_experts(
-    plan: Plan,
+    plan: _Perhaps,
     keep: float | None,
     anatomy: Anatomy,
     scope: str = "prompt",
     repair: str | None = None,
     *,
     more: Mapping[str, Any] | None = None,
-) -> Plan: ...
-@overload
-def with_experts(
-    plan: Plan | None,
-    keep: float | None,
-    anatomy: Anatomy,
-    scope: str = "prompt",
-    repair: str | None = None,
-    *,
-    more: Mapping[str, Any] | None = None,
-) -> Plan | None: ...
-def with_experts(
-    plan: Plan | None,
-    keep: float | None,
-    anatomy: Anatomy,
-    scope: str = "prompt",
-    repair: str | None = None,
-    *,
-    more: Mapping[str, Any] | None = None,
-) -> Plan | None:
+) -> _Perhaps:
     """The plan (or an empty one) with `--experts KEEP`; PlanError if it has experts already.
 
     `more`: further fields of the section.
@@ -196,20 +177,16 @@ def with_experts(
 
     if keep is None:
         return plan
-    plan = plan or Plan.empty(anatomy)
-    if "experts" in plan.sections:
+    whole = plan or Plan.empty(anatomy)
+    if "experts" in whole.sections:
         raise PlanError("--experts: the plan has experts of its own; give one or the other.")
     section: dict[str, Any] = {"keep": float(keep), "scope": scope, **(more or {})}
     if scope == "calibrated" and repair == "full":  # ranks are for sublayers that are dropped
         section["repair"] = repair
-    return plan.with_section("experts", read_section(section).to_dict())
+    return whole.with_section("experts", read_section(section).to_dict())
 
 
-@overload
-def with_exit(plan: Plan, file: Path | None, anatomy: Anatomy) -> Plan: ...
-@overload
-def with_exit(plan: Plan | None, file: Path | None, anatomy: Anatomy) -> Plan | None: ...
-def with_exit(plan: Plan | None, file: Path | None, anatomy: Anatomy) -> Plan | None:
+def with_exit(plan: _Perhaps, file: Path | None, anatomy: Anatomy) -> _Perhaps:
     """The plan (or an empty one) with the exits of `--exit FILE`, fitted values and evidence too.
 
     Raises:
@@ -220,15 +197,15 @@ def with_exit(plan: Plan | None, file: Path | None, anatomy: Anatomy) -> Plan | 
 
     if file is None:
         return plan
-    plan = plan or Plan.empty(anatomy)
-    if SECTION in plan.sections:
+    whole = plan or Plan.empty(anatomy)
+    if SECTION in whole.sections:
         raise PlanError("--exit: the plan has exits of its own; give one or the other.")
     found = read_plan(file)
     if SECTION not in found.sections:
         raise PlanError(f"--exit: {file} has no `exit` section; write one with `skimp fit-exit`.")
     found.check_model(anatomy)
     values = {key: value for key, value in found.values.items() if key.startswith(f"{SECTION}.")}
-    made = plan.with_section(SECTION, found.sections[SECTION]).with_values(values)
+    made = whole.with_section(SECTION, found.sections[SECTION]).with_values(values)
     shown = found.evidence.get(SECTION)
     return made if shown is None else made.with_evidence(**{SECTION: shown})
 

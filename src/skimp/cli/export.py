@@ -32,17 +32,12 @@ MODEL_OR_FOLDER = typer.Argument(
 def export(
     ctx: typer.Context,
     model: Annotated[str | None, MODEL_OR_FOLDER] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option("--plan", metavar="PLAN", help="Plan file to apply.", show_default=False),
-    ] = None,
+    plan: Annotated[Path | None, options.APPLIED_PLAN] = None,
     to: Annotated[
         str | None,
         typer.Option("--to", metavar="TARGET", help="What to write (--list shows them)."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write the model to.")
-    ] = None,
+    out: Annotated[Path | None, options.MODEL_OUT] = None,
     form: Annotated[
         str | None,
         typer.Option(
@@ -82,9 +77,7 @@ def export(
             "--list", help="List the targets; with MODEL, say which can be written and why not."
         ),
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a model that is already in the folder.")
-    ] = False,
+    force: options.Force = False,
     json_file: options.JsonFile = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",

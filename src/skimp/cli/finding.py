@@ -50,6 +50,15 @@ class Asked:
         return bool(self.budget) or self.search or self.pick is not None
 
 
+def check_absent(asked: Asked) -> None:
+    """Refuse options of a search where none was asked for; else they would pass unseen."""
+    if asked != Asked([], False, "measured", None, None, None, None, False, None, None):
+        raise SkimpError(
+            "--costs, --time, --held-out, --compare, --workers, --ray, --state, --include and "
+            "--limit are about a search; give a --budget or --search, or leave them out."
+        )
+
+
 def check(asked: Asked) -> Budget:
     """Refuse what makes no sense, before anything is loaded."""
     from skimp.finder.budget import Budget
@@ -57,7 +66,7 @@ def check(asked: Asked) -> Budget:
 
     if asked.costs not in get_args(Costs):
         raise SkimpError(f"--costs: {asked.costs!r} is none of {', '.join(get_args(Costs))}.")
-    if asked.minutes is not None and asked.minutes <= 0:
+    if asked.minutes is not None and not asked.minutes > 0:  # nor is NaN
         raise SkimpError(f"--time: {asked.minutes:g} minutes are none; give more, or leave it out.")
     if asked.workers is not None and asked.workers < 1:
         raise SkimpError("--workers: give at least 1.")

@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 def fit_exit(
     ctx: typer.Context,
     model: options.Model,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="PLAN", help="Plan file to write; replaces an old one."),
-    ] = None,
+    out: options.PlanOut = None,
     data: Annotated[
         Path | None,
         typer.Option(

@@ -97,6 +97,8 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise SkimpError("PROMPT: it is empty; give some text to continue.")
+    if "" in (stop or ()):
+        raise SkimpError("--stop: it is empty, and every text holds it; leave it out.")
     sampling = _sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     check_keep(experts)
     chosen = read_plan(plan) if plan is not None else None

@@ -11,6 +11,7 @@ import typer
 from skimp.cli import options, output, parallel
 from skimp.cli.common import Run, dropped_of, dtype_of, layer_words, read_plan
 from skimp.cli.figures import count, share, significant, size, times
+from skimp.errors import PlanError
 
 if TYPE_CHECKING:
     from skimp.measure.cost import Cost
@@ -63,6 +64,8 @@ def inspect(
     parallel.check(tensor_parallel, link)
     chosen = read_plan(plan) if plan is not None else None
     anatomy, number_format, known, carried = read_anatomy(run, model)
+    if chosen is not None and carried is not None and any(carried.sections.values()):
+        raise PlanError(f"--plan: {model} carries a plan of its own; give it to the dense model.")
     planned = _reduce(chosen, anatomy, known)
     several = parallel.describe(run, anatomy, planned, work, number_format, tensor_parallel, link)
     show(run, anatomy, planned, chosen or carried, work)

@@ -52,7 +52,10 @@ class Verbs(TyperGroup):
         try:
             code = super().main(words, prog_name or "skimp", **extra)
         except _Interrupted:
-            code = _fail("interrupted; what was finished is on disk, nothing is half-written.")
+            _fail(
+                "interrupted; nothing is half-written, and the same search or recipe goes on where "
+                "it stopped."
+            )
             code = INTERRUPTED
         except SkimpError as error:
             code = _fail(str(error), words)
@@ -104,11 +107,8 @@ def _unexpected(error: Exception, words: Sequence[str]) -> int:
         return _fail(
             "out of memory; take a smaller model, a smaller batch or --dtype bfloat16.", words
         )
-    _fail(
-        f"unexpected {type(error).__name__}: {str(error)[:300]} Please report this, with what "
-        "`--debug` prints.",
-        words,
-    )
+    what = f"{type(error).__name__}: {str(error)[:300].rstrip('.')}"
+    _fail(f"unexpected {what}. Please report this, with what `--debug` prints.", words)
     return BUG
 
 

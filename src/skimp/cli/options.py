@@ -31,6 +31,19 @@ PlanFiles = Annotated[
         help="Plan file (or a folder that holds plan.yaml); give it again for each further plan.",
     ),
 ]
+PlanOut = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="PLAN", help="Plan file to write; replaces an old one."),
+]
+APPLIED_PLAN = typer.Option(
+    "--plan", metavar="PLAN", help="Plan file to apply.", show_default=False
+)
+MODEL_OUT = typer.Option(
+    "--out", metavar="DIR", help="Folder to write the model to.", show_default=False
+)
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace a model that is already in the folder.")
+]
 Keep = Annotated[
     float | None,
     typer.Option(

@@ -56,10 +56,7 @@ def _layers(name: str, what: str) -> Any:
 def plan(
     ctx: typer.Context,
     model: options.Model,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="PLAN", help="Plan file to write; replaces an old one."),
-    ] = None,
+    out: options.PlanOut = None,
     fill: Annotated[
         str | None,
         typer.Option(
@@ -233,9 +230,11 @@ def plan(
                 "--tensor-parallel: the search is for one device; look at the plan that it finds "
                 "with `skimp inspect --plan PLAN --tensor-parallel N`."
             )
-        others = counted or any(listed.values()) or experts is not None or fit is not None
-        _search(run, model, asked, workload, calibration, out, others=others, stream=stream)
+        named = any(listed.values()) or experts is not None or fit is not None or exit is not None
+        _check_alone(wanted, named or counted, given=(fill, repair))
+        _search(run, model, asked, workload, calibration, out, stream=stream)
         return
+    finding.check_absent(asked)
     check_keep(experts, scope)
     if tune and scope != "prompt":
         raise SkimpError("--tune: it is for experts that prompts choose; leave --scope out.")
@@ -270,6 +269,18 @@ def plan(
     run.finish(document)
 
 
+def _check_alone(wanted: Wanted, chosen: bool, *, given: tuple[str | None, str | None]) -> None:
+    """Refuse, beside a search, what it decides itself; else it would pass unseen."""
+    fields = ("keep_last", "harm", "scope", "tune", "refresh")
+    usual = Wanted("", 0, 0, 0)
+    settings = any(getattr(wanted, name) != getattr(usual, name) for name in fields)
+    if chosen or settings or any(each is not None for each in given):
+        raise SkimpError(
+            "--budget: the search chooses by itself; leave rules, layers, fills, repairs, experts "
+            "and exits out."
+        )
+
+
 def _search(
     run: Run,
     model: str,
@@ -278,15 +289,10 @@ def _search(
     calibration: Path | None,
     out: Path | None,
     *,
-    others: bool,
     stream: bool | None,
 ) -> None:
     from skimp.workload import Workload
 
-    if others:
-        raise SkimpError(
-            "--budget: the search chooses by itself; leave rules, layers and experts out."
-        )
     budget = finding.check(asked)
     if out is not None:
         _target(out, None)

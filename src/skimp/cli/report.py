@@ -70,9 +70,26 @@ def report(
         "bench": read_document(bench, "bench"),
     }
     evals = evaluations(found["eval"], compare or [])
+    _check_model({**found, **{f"compare {name}": each for name, each in evals.items()}})
     _write(out, found, evals, _read_samples(samples))
     run.console.print(f"The report is in {out}.")
     run.finish(_document(run, out, found, list(evals)))
+
+
+def _check_model(documents: dict[str, Any]) -> None:
+    """Refuse results of several models, which a page would show as those of one."""
+    first: tuple[str, Any] | None = None
+    for role, document in documents.items():
+        model = (document or {}).get("model")
+        if not isinstance(model, dict) or not model.get("fingerprint"):
+            continue
+        if first is None:
+            first = role, model
+        elif model["fingerprint"] != first[1]["fingerprint"]:
+            raise SkimpError(
+                f"--{role}: it is about {model.get('source')}, but --{first[0]} about "
+                f"{first[1].get('source')}, another model; give results of one."
+            )
 
 
 def _write(out: Path, found: dict[str, Any], evals: dict[str, Any], samples: list[Any]) -> None:

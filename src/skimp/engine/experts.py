@@ -17,11 +17,11 @@ from skimp.engine.guides import Gathered, InPlace, Masked, Reading
 from skimp.engine.runners import Runner
 from skimp.engine.state import State
 from skimp.engine.ways import Asked, Way, expected, measure
-from skimp.measure.memory import available_bytes
 from skimp.methods.experts.deciding import Chooser
 from skimp.methods.experts.modules import Guide, guided
 from skimp.methods.experts.section import BLIND, Experts
 from skimp.methods.experts.select import Chosen, joined, kept_by, ordered, widened
+from skimp.models.placement import available_bytes
 
 # Where a batch needs so many rows between its sequences, reading all of them in one run is quicker
 # (a core reads scattered rows at three quarters of the rate of a run; docs/log.md).

@@ -8,8 +8,8 @@ from torch import Tensor
 from skimp.engine.runners import Runner
 from skimp.engine.state import State
 from skimp.errors import RequestError
-from skimp.measure.memory import available_bytes, largest
 from skimp.models.anatomy import Anatomy
+from skimp.models.placement import available_bytes, largest
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], new: int, anatomy: Anatomy) -> None:

@@ -5,11 +5,9 @@ dense weights stay alive beside the planned model. So tensors themselves are cou
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,9 +16,8 @@ from torch.utils._pytree import tree_iter
 from skimp.errors import WorkloadError
 from skimp.measure import cost
 from skimp.models.anatomy import Anatomy
+from skimp.models.placement import available_bytes, largest
 from skimp.workload import Workload
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def resident_bytes(model: nn.Module) -> int:
@@ -36,20 +33,6 @@ def cache_bytes(cache: Any) -> int:
     """
     storages = [t.untyped_storage() for t in _tensors(cache, set()) if t.dim() > 1]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
-
-
-def available_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated: free memory, within a container's limit if any."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = psutil.virtual_memory().available
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):  # no such file, or "max"
-        return free
-    return max(0, min(free, limit - used))
 
 
 def check_workload(anatomy: Anatomy, workload: Workload, device: torch.device) -> None:
@@ -80,15 +63,6 @@ def _what_fits(anatomy: Anatomy, workload: Workload, free: int) -> str:
     if prompt:
         return f"{Workload(prompt, workload.new, 1)} would fit"
     return "no shorter prompt would fit either, so use a smaller model or a shorter answer"
-
-
-def largest(below: int, fits: Callable[[int], bool]) -> int:
-    """The largest value in 1 … `below` that fits, 0 if none does."""
-    low, high = 0, below
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
 
 
 def _gib(size: int) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from skimp.errors import EvaluationError
 from skimp.measure.depths import Leaving
+from skimp.measure.likelihood import Likelihood, head_sees, likelihoods
 from skimp.measure.packing import (
     ROW_TOKENS,
     Layout,
@@ -27,6 +28,7 @@ from skimp.measure.packing import (
     chain_rows,
     packed_rows,
 )
+from skimp.measure.phased import phased
 from skimp.measure.simulated import Simulated, chooser_of
 from skimp.methods.experts.deciding import Chooser
 from skimp.methods.experts.modules import guided
@@ -34,19 +36,7 @@ from skimp.progress import SILENT, Progress
 
 Way = Literal["auto", "packed", "plain", "phased"]
 LOGIT_ELEMENTS = 2**26  # scored positions x vocabulary held at once: 256 MB in fp32
-PHASED_ROWS = 8  # continuations of one context run together, each behind its own cache
 PROBE_TAIL = 8
-
-
-class Likelihood(NamedTuple):
-    """`logprob` of a continuation in nats, and whether greedy decoding would produce it.
-
-    `depths`: after how many layers each of its tokens was decided; empty without early exits.
-    """
-
-    logprob: float
-    greedy: bool
-    depths: tuple[int, ...] = ()
 
 
 class Scorer:
@@ -150,7 +140,7 @@ class Scorer:
         self, sequences: Sequence[Scored], chooser: Chooser | None
     ) -> Iterator[dict[int, Likelihood]]:
         if self.way == "phased":
-            yield from self._phased(sequences)
+            yield from phased(self.model, sequences)
             return
         rows = self._rows(sequences)
         head = self.model.get_output_embeddings()
@@ -164,7 +154,7 @@ class Scorer:
         inputs = self._inputs(batch, layout)
         if self.leaving is None:
             logits = self._logits(layout, inputs)
-            return _likelihoods(logits, logits.argmax(-1), layout)
+            return likelihoods(logits, logits.argmax(-1), layout)
         with self.leaving.watching(layout.position) as states:
             logits = self._logits(layout, inputs)
         asked = None
@@ -172,7 +162,7 @@ class Scorer:
             *asked, slot = layout.by_input()
             layout = replace(layout, slot=slot)
         left = self.leaving.leave(states, logits, asked)
-        return _likelihoods(left.logits, left.tokens, layout, left.depths)
+        return likelihoods(left.logits, left.tokens, layout, left.depths)
 
     def _rows(self, sequences: Sequence[Scored]) -> list[Row]:
         if self.way == "plain" or (self.way == "auto" and not self.takes_masks(0)):
@@ -226,7 +216,7 @@ class Scorer:
     def _logits(self, layout: Layout, inputs: dict[str, Any]) -> Tensor:
         """[distinct scored positions, vocabulary] with whatever the family does after the head."""
         position = layout.position.to(self.device)
-        with torch.inference_mode(), _head_sees(self.model, position) as seen:
+        with torch.inference_mode(), head_sees(self.model, position) as seen:
             logits = self.model(**inputs).logits
         return logits[0] if seen else logits.flatten(0, 1)[position]
 
@@ -275,56 +265,6 @@ class Scorer:
             start = stop
         return found
 
-    def _phased(self, sequences: Sequence[Scored]) -> Iterator[dict[int, Likelihood]]:
-        groups: dict[tuple[int, ...], list[Scored]] = {}
-        for sequence in sequences:
-            context = sequence.tokens[: len(sequence.tokens) - len(sequence.targets) + 1]
-            groups.setdefault(context, []).append(sequence)
-        for context in sorted(groups, key=len, reverse=True):
-            found: dict[int, Likelihood] = {}
-            for start in range(0, len(groups[context]), PHASED_ROWS):
-                found.update(self._continued(context, groups[context][start : start + PHASED_ROWS]))
-            yield found
-
-    def _continued(
-        self, context: tuple[int, ...], sequences: Sequence[Scored]
-    ) -> dict[int, Likelihood]:
-        """Prefill `context` once, then run the continuations behind copies of its cache."""
-        device, size = self.device, len(context)
-        rest = [sequence.tokens[size:] for sequence in sequences]
-        width = max(map(len, rest))
-        last = torch.tensor([size - 1], device=device)
-        with torch.inference_mode(), _head_sees(self.model, last) as seen:
-            out = self.model(torch.tensor([context], device=device), use_cache=True)
-        first = out.logits[0, -1:] if not seen else out.logits[0]
-        if width == 0:
-            return {s.index: _one(first, s.targets) for s in sequences}
-        try:
-            out.past_key_values.batch_repeat_interleave(len(sequences))
-        except AttributeError as error:
-            raise EvaluationError(
-                "way: phased needs a KV cache that can be copied for each continuation, which "
-                f"{type(self.model).__name__} does not give; use plain."
-            ) from error
-        ids = torch.zeros(len(sequences), width, dtype=torch.long)
-        mask = torch.ones(len(sequences), size + width, dtype=torch.long)
-        for row, tokens in enumerate(rest):
-            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-            mask[row, size + len(tokens) :] = 0
-        positions = torch.arange(size, size + width).expand(len(sequences), -1)
-        with torch.inference_mode():
-            later = self.model(
-                ids.to(device),
-                attention_mask=mask.to(device),
-                position_ids=positions.to(device),
-                past_key_values=out.past_key_values,
-                use_cache=True,
-            ).logits
-        return {
-            s.index: _one(torch.cat([first, later[row, : len(rest[row])]]), s.targets)
-            for row, s in enumerate(sequences)
-        }
-
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -341,61 +281,3 @@ def _simulating(
     chooser: Chooser | None, rows: Sequence[Row], layout: Layout
 ) -> AbstractContextManager[None]:
     return nullcontext() if chooser is None else guided(Simulated(chooser, rows, layout))
-
-
-@contextmanager
-def _head_sees(model: Any, position: Tensor) -> Iterator[list[bool]]:
-    """Let the output head see only the hidden states at flat `position`, as [1, n, hidden].
-
-    `logits_to_keep` would take one set of positions for all rows; this takes any, in every family,
-    and keeps what comes after the head (soft caps, scales). The yielded list is non-empty once the
-    head has been called.
-    """
-    seen: list[bool] = []
-
-    def narrow(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = arguments[0]
-        seen.append(True)
-        return (hidden.flatten(0, 1)[position].unsqueeze(0), *arguments[1:])
-
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(narrow) if head is not None else None
-    try:
-        yield seen
-    finally:
-        if handle is not None:
-            handle.remove()
-
-
-def _likelihoods(
-    logits: Tensor, tokens: Tensor, layout: Layout, depths: Tensor | None = None
-) -> dict[int, Likelihood]:
-    """Sum each sequence's scored tokens.
-
-    Args:
-        logits: [positions, vocabulary] in any float dtype.
-        tokens: what the model emits there, [positions]; `depths` [positions]: after which layers.
-    """
-    slot, target = layout.slot.to(logits.device), layout.target.to(logits.device)
-    # In blocks: a whole copy in fp32 would double the memory of a half-precision batch.
-    normaliser = torch.cat([block.float().logsumexp(-1) for block in logits.split(64)])
-    logprob = (logits[slot, target].float() - normaliser[slot]).double().cpu()
-    right = tokens.cpu()[layout.slot] == layout.target
-    deep = [] if depths is None else depths[layout.slot].tolist()
-    found, start = {}, 0
-    for sequence in layout.owner:
-        stop = start + len(sequence.targets)
-        found[sequence.index] = Likelihood(
-            float(logprob[start:stop].sum()),
-            bool(right[start:stop].all()),
-            tuple(deep[start:stop]),
-        )
-        start = stop
-    return found
-
-
-def _one(logits: Tensor, targets: Sequence[int]) -> Likelihood:
-    """Likelihood of `targets` [n] under logits [n, vocabulary]."""
-    target = torch.tensor(targets, device=logits.device)
-    logprob = logits.float().log_softmax(-1)[torch.arange(len(target)), target]
-    return Likelihood(float(logprob.double().sum()), bool((logits.argmax(-1) == target).all()))

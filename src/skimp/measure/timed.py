@@ -16,8 +16,9 @@ from skimp.engine import Engine, State
 from skimp.engine.runners import cache_tensors
 from skimp.measure import cost
 from skimp.measure.machine import Machine, synchronize
-from skimp.measure.memory import TensorMeter, available_bytes, cache_bytes, resident_bytes
+from skimp.measure.memory import TensorMeter, cache_bytes, resident_bytes
 from skimp.models.anatomy import Anatomy
+from skimp.models.placement import available_bytes
 from skimp.workload import Workload
 
 Serving = Generator[None, None, None]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import psutil
 import torch
 
 from skimp.errors import LoadError
 
+_CGROUP = Path("/sys/fs/cgroup")
 DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -90,10 +94,28 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the bytes that can still be allocated on `device` (mps shares the host's memory)."""
+    """Bytes that can still be allocated on `device` (mps shares the host's memory): what is free,
+    within a container's limit if any."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+        free, _ = torch.cuda.mem_get_info(device)
+        # torch keeps what was let go of, and hands it out again.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = psutil.virtual_memory().available
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return free
+    return max(0, min(free, limit - used))
+
+
+def largest(below: int, fits: Callable[[int], bool]) -> int:
+    """The largest value in 1 … `below` that fits, 0 if none does."""
+    low, high = 0, below
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def gigabytes(count: float) -> str:

@@ -269,8 +269,12 @@ def parse(source: str, *, seed: int = 0) -> RandomSource:
         raise LoadError(f"shape {name!r} in {source!r} is unknown; known are {', '.join(SHAPES)}.")
     full = SHAPES[name].settings["num_hidden_layers"]
     values = {"layers": full, "seed": seed}
+    given: set[str] = set()
     for setting in settings:
         key, _, value = setting.partition("=")
+        if key in given:
+            raise LoadError(f"{key} is given twice in {source!r}; leave one out.")
+        given.add(key)
         if key not in values or not value.isdecimal():
             raise LoadError(
                 f"{setting!r} in {source!r} is not understood; write layers=N or seed=S with a "

@@ -196,6 +196,11 @@ def _why(speed: Speed) -> str:
         return f"{opening}A decode step reads as many bytes as before, so {ceiling}."
     if bound < _SMALL_BOUND:
         return f"{opening}So {ceiling}, too little to show above the spread of the clock."
+    if speed.decode.has_interval and (speed.decode.high or 0) >= bound:
+        return (
+            f"{opening}So {ceiling}, and the interval holds that as well as no gain at all: the "
+            "clock was too unsteady to tell, and more rounds would narrow it."
+        )
     shares = [
         f"{name} {numbers.share(side.roofline_share)}"
         for name, side in (("dense", dense), ("planned", planned))

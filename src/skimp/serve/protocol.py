@@ -225,7 +225,7 @@ def _overrides(fields: Fields, terms: Terms) -> dict[str, Any]:
                 "not_allowed",
             )
         if name == "side":
-            found[name] = _side(asked, terms)
+            found[name] = _side(asked, fields.text("model"), terms)
         elif name == "timeout_s":
             found[name] = asked.number(name, 0.0, terms.timeout_s or 86_400.0, 0.0, above=True)
         else:
@@ -233,7 +233,8 @@ def _overrides(fields: Fields, terms: Terms) -> dict[str, Any]:
     return found
 
 
-def _side(asked: Fields, terms: Terms) -> str:
+def _side(asked: Fields, model: str | None, terms: Terms) -> str:
+    """The side asked for; the served name stands for both, `NAME:dense` for one."""
     side = asked.text("side")
     assert side is not None
     if side not in ("planned", "dense"):
@@ -245,6 +246,8 @@ def _side(asked: Fields, terms: Terms) -> str:
             f"this server has no {side} model; {remedy}, or leave it out.",
             "not_allowed",
         )
+    if model not in (None, next(iter(terms.models))) and terms.models[model] != side:
+        raise bad(asked.name("side"), f"model {shown(model)} is another side; give one of the two.")
     return side
 
 

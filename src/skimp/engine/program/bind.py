@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -58,6 +59,11 @@ class Bound:
     pads: Tensor
     at: int
     used: Mapping[int, Used]
+
+    @cached_property
+    def table(self) -> Any:
+        """`used` as C reads it, made once though a step may be run in two pieces."""
+        return used_table(self.used)
 
 
 class Program:
@@ -142,7 +148,7 @@ class Program:
         """Run operations `first` to `last` (exclusive)."""
         context = structs.Context(
             bound.slots.places,
-            used_table(bound.used),
+            bound.table,
             bound.pads.data_ptr(),
             self._valid.data_ptr(),
             bound.at,
