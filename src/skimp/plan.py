@@ -6,6 +6,7 @@ method reads and checks its own section (:mod:`skimp.methods.registry`).
 """
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -86,6 +87,11 @@ class Plan:
         if self.evidence:
             data["evidence"] = dict(self.evidence)
         return data
+
+    def digest(self) -> str:
+        """32 hexadecimal digits of what it does: of sections and fitted values, not of evidence."""
+        what = json.dumps([vars(self.model), dict(self.sections)], sort_keys=True).encode()
+        return hashlib.sha256(what + _pack(self.values)).hexdigest()[:32]
 
     def write(self, path: str | Path) -> None:
         """Write the plan, and its fitted values beside it as `STEM.safetensors`; atomic each."""

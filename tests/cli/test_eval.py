@@ -170,3 +170,30 @@ def test_mistakes_are_named(skimp: Skimp, words: list[str], named: str) -> None:
 def test_random_weights_cannot_be_evaluated(skimp: Skimp) -> None:
     words = ("eval", "random:smollm2-135m,layers=1")
     assert "tokenizer" in complaint(skimp(*words, code=2))
+
+
+def test_finished_tasks_are_kept(
+    skimp: Skimp, folder: Path, tasks: Path, zero_plan: Path, tmp_path: Path
+) -> None:
+    """Until what they hang on changes; the figures are the same, and no model is asked again."""
+    (tasks / "other.yaml").write_text(TASK.replace("tiny_choice", "other_choice"))
+    words = ("--tasks", tasks, "--tokens", "0", "--state", "kept", "--json", "e.json")
+
+    def scored(*more: str | Path) -> tuple[int, dict]:
+        result = skimp("eval", folder, "--plan", zero_plan, *words, *more)
+        said = result.stderr + result.stdout
+        return said.count("was scored before"), read(tmp_path / "e.json")["tasks"]
+
+    first = scored()
+    assert first[0] == 0 and set(first[1]) == {"tiny_choice", "other_choice"}
+    assert len(list((tmp_path / "kept").iterdir())) == 4
+    assert scored() == (4, first[1])
+    assert scored("--fresh") == (0, first[1])
+    assert scored("--limit", "5")[0] == 0
+    items = (tasks / "items.jsonl").read_text()
+    (tasks / "items.jsonl").write_text(items.replace("bridge 3", "bridge three"))
+    assert scored()[0] == 0
+    assert scored()[0] == 4
+    for kept in (tmp_path / "kept").iterdir():
+        kept.write_text("{}")
+    assert scored()[0] == 0

@@ -151,7 +151,7 @@ def test_a_model_without_tokenizer_is_refused() -> None:
     ("changes", "complaint"),
     [
         ({"gold": "nonsense", "choices": []}, "item 1 .* has no choices"),
-        ({"choices": [""]}, "no tokens of its own"),
+        ({"choices": [""]}, r"item 1 \(from 0\): .* no tokens of its own"),
     ],
 )
 def test_bad_items_are_named(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:

@@ -9,9 +9,10 @@ from tests.recipes.kit import recipe, stage
 import skimp
 from skimp.errors import RecipeError
 from skimp.measure.cost import byte_bound
+from skimp.measure.shelf import Shelf
 from skimp.models.anatomy import Anatomy
+from skimp.recipes.outcome import Outcome
 from skimp.recipes.run import Result, check, jobs, run
-from skimp.recipes.shelf import Shelf
 from skimp.workload import Workload
 
 COST: dict[str, Any] = {"kind": "cost", "name": "cost", "workloads": ["8+4x1", "64+4x8"]}
@@ -26,7 +27,7 @@ PLANS = {
 def result(folder: Path) -> tuple[Any, Result]:
     found = recipe(folder, COST, plans=PLANS).limited(1)
     check(found)
-    ground, shelf = stage(found), Shelf(folder / "state")
+    ground, shelf = stage(found), Shelf(folder / "state", Outcome.from_dict)
     (made,) = run(jobs(found, ground, shelf), ground, shelf)
     return ground, made
 

@@ -14,14 +14,15 @@ from tests.tiny import byte_tokenizer
 import skimp
 from skimp.errors import EvaluationError, RecipeError
 from skimp.measure.quality import compare, evaluate, overall
+from skimp.measure.shelf import Shelf
+from skimp.recipes.outcome import Outcome
 from skimp.recipes.run import Result, check, jobs, run
-from skimp.recipes.shelf import Shelf
 
 
 def results(folder: Path, name: str, **changes: Any) -> Result:
     made = TASKS if name == "choices" else EXPERIMENTS[name]
     found = recipe(folder, {**made, **changes})
-    ground, shelf = stage(found), Shelf(folder / "state")
+    ground, shelf = stage(found), Shelf(folder / "state", Outcome.from_dict)
     (result,) = run(jobs(found, ground, shelf), ground, shelf)
     return result
 
@@ -104,7 +105,7 @@ def test_fidelity_stands_beside_dense_by_itself(tmp_path: Path) -> None:
 
 def test_keeping_everything_changes_nothing(tmp_path: Path) -> None:
     found = recipe(tmp_path, *EXPERIMENTS.values(), plans={"half": {"experts": {"keep": 1.0}}})
-    ground, shelf = stage(found), Shelf(tmp_path / "state")
+    ground, shelf = stage(found), Shelf(tmp_path / "state", Outcome.from_dict)
     for result in run(jobs(found, ground, shelf), ground, shelf):
         for name, cell in result.cells["half"].items():
             if cell.difference is None:
@@ -164,4 +165,4 @@ def test_experts_are_refused_where_they_cannot_be_simulated(tmp_path: Path) -> N
     ]
     task.write_text(yaml.safe_dump(generating))
     with pytest.raises(EvaluationError, match="simulated"):
-        jobs(found, stage(found), Shelf(tmp_path / "state"))
+        jobs(found, stage(found), Shelf(tmp_path / "state", Outcome.from_dict))

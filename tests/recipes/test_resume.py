@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from tests.recipes.kit import EXPERIMENTS, PLANS, TASKS, recipe, stage
 
-from skimp.errors import RecipeError
+from skimp.errors import SkimpError
+from skimp.measure import shelf as shelf_module
 from skimp.measure.metrics import Metric
-from skimp.recipes import shelf as shelf_module
+from skimp.measure.shelf import Shelf
 from skimp.recipes.outcome import Figure, Outcome
 from skimp.recipes.run import jobs, run
-from skimp.recipes.shelf import Shelf
 
 SOME = (EXPERIMENTS["text"], EXPERIMENTS["followed"])
 
@@ -23,7 +23,7 @@ def go(
     folder: Path, found: Any, *, stop: int | None = None, fresh: bool = False, **options: Any
 ) -> tuple[list[str], Any]:
     """Run; which units were measured, and the results. `stop`: interrupted in the n-th unit."""
-    ground, shelf = stage(found, **options), Shelf(folder / "state", fresh=fresh)
+    ground, shelf = stage(found, **options), Shelf(folder / "state", Outcome.from_dict, fresh=fresh)
     measured: list[str] = []
 
     def begins(unit: Any) -> None:
@@ -116,11 +116,11 @@ def damaged(path: Path) -> Iterator[str]:
     yield whole[: len(whole) // 2]
     yield "[]"
     data = json.loads(whole)
-    yield json.dumps({**data, "skimp_recipe_result": 0})
+    yield json.dumps({**data, "skimp_result": 0})
     yield json.dumps({**data, "key": {}})
-    metric = data["outcome"]["metrics"]["perplexity"]
+    metric = data["result"]["metrics"]["perplexity"]
     yield json.dumps(
-        {**data, "outcome": {**data["outcome"], "metrics": {"p": {**metric, "scores": []}}}}
+        {**data, "result": {**data["result"], "metrics": {"p": {**metric, "scores": []}}}}
     )
 
 
@@ -142,7 +142,7 @@ def test_outcomes_survive_the_disk_exactly(tmp_path: Path) -> None:
         {"answers": [{"text": "é\u2028"}]},
         1.5,
     )
-    shelf = Shelf(tmp_path)
+    shelf = Shelf(tmp_path, Outcome.from_dict)
     shelf.put({"a": (1, 2)}, outcome)
     assert shelf.take({"a": [1, 2]}) == outcome
     assert shelf.take({"a": [1, 3]}) is None
@@ -150,8 +150,8 @@ def test_outcomes_survive_the_disk_exactly(tmp_path: Path) -> None:
 
 def test_a_shelf_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecipeError, match="--state"):
-        Shelf(tmp_path / "file").put({}, Outcome())
+    with pytest.raises(SkimpError, match="--state"):
+        Shelf(tmp_path / "file", Outcome.from_dict).put({}, Outcome())
 
 
 def test_the_code_that_computes_is_part_of_every_key() -> None:
@@ -164,7 +164,7 @@ def test_the_code_that_computes_is_part_of_every_key() -> None:
 def test_what_two_experiments_share_is_measured_once(tmp_path: Path, fresh: bool) -> None:
     first = {**EXPERIMENTS["text"], "name": "first", "title": "Other words", "plans": ["half"]}
     found = recipe(tmp_path, first, EXPERIMENTS["text"])
-    work = jobs(found, stage(found), Shelf(tmp_path / "state"))
+    work = jobs(found, stage(found), Shelf(tmp_path / "state", Outcome.from_dict))
     assert [[unit.repeats for unit in job.units] for job in work] == [
         [False, False],
         [True, True, False],

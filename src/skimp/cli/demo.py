@@ -18,6 +18,7 @@ from skimp.cli import figures as numbers
 from skimp.cli import inspect as inspect_verb
 from skimp.cli import options, output, planning
 from skimp.cli.common import Run
+from skimp.cli.measuring import Scoring, measure
 
 if TYPE_CHECKING:
     from skimp.models.load import Loaded
@@ -211,10 +212,13 @@ def _evaluate(
     limit: int,
 ) -> dict[str, Any]:
     """`{plan, last}`: an `eval` document each."""
+    from skimp.measure.shelf import default_folder
+
     text = eval_verb.held_out_text(
         run, loaded, None, effort.tokens, effort.window, list(plans.values())
     )
-    parts = eval_verb.measure(run, loaded, plans, tasks, limit, text)
+    scoring = Scoring.of(run, loaded, tasks, limit, default_folder("eval"), False)
+    parts = measure(scoring, plans, text)
     eval_verb.show(run, parts, plans, text)
     documents = {}
     for name, plan in plans.items():

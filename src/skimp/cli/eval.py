@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skimp.cli import eval_tables, leaving, options
+from skimp.cli import eval_tables, leaving, options, output
 from skimp.cli.common import (
     Run,
     check_keep,
@@ -24,7 +24,7 @@ from skimp.cli.common import (
 from skimp.cli.common import dropped_of as dropped
 from skimp.cli.common import require_tokenizer as tokenizer_of
 from skimp.cli.flocking import flocking_of
-from skimp.cli.measuring import Measured, measure
+from skimp.cli.measuring import Measured, Scoring, measure
 from skimp.errors import EvaluationError, SkimpError
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def evaluate(
     window: Annotated[
         int, typer.Option("--window", metavar="N", min=2, help="Tokens of one document.")
     ] = 256,
+    state: options.State = None,
+    fresh: options.Fresh = False,
     json_file: options.JsonFile = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -92,6 +94,8 @@ def evaluate(
 
     Intervals are paired and hold at 95%. What a plan was chosen on is never
     what it is judged on. Without a plan, the dense model alone is measured.
+    Each task is kept as soon as it is scored, dense and planned: after an
+    interrupt, the same command goes on where it stopped.
 
     [bold]Examples[/]
 
@@ -108,6 +112,11 @@ def evaluate(
         raise SkimpError("nothing to evaluate: give --tasks, or --tokens above 0.")
     if text is not None and not text.is_file():
         raise EvaluationError(f"--text: there is no file {text}.")
+    from skimp.measure.shelf import default_folder
+
+    folder = state or default_folder("eval")
+    if tasks:
+        output.check_folder(folder, "--state")
     check_keep(experts)
     plans = dict(zip(plan_names(plan or []), map(read_plan, plan or []), strict=True))
     check_tasks(tasks, seed)
@@ -121,7 +130,8 @@ def evaluate(
     held_out = None
     if tokens:
         held_out = held_out_text(run, loaded, text, tokens, window, list(plans.values()))
-    parts = measure(run, loaded, plans, tasks or [], limit, held_out)
+    scoring = Scoring.of(run, loaded, tasks or [], limit, folder, fresh)
+    parts = measure(scoring, plans, held_out)
     document = describe(run, loaded, plans, parts, held_out, limit)
     if held_out is not None:
         first = next(iter(plans.values()), None)

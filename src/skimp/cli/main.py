@@ -53,8 +53,8 @@ class Verbs(TyperGroup):
             code = super().main(words, prog_name or "skimp", **extra)
         except _Interrupted:
             _fail(
-                "interrupted; nothing is half-written, and the same search or recipe goes on where "
-                "it stopped."
+                "interrupted; nothing is half-written, and the same search, recipe or tasks go on "
+                "where they stopped."
             )
             code = INTERRUPTED
         except SkimpError as error:

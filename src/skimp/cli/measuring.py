@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skimp.cli import leaving
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from skimp.measure.depths import Decide
     from skimp.measure.fidelity import Fidelity
     from skimp.measure.quality import Evaluation, TaskComparison
+    from skimp.measure.shelf import Shelf
     from skimp.models.load import Loaded
     from skimp.plan import Plan
 
@@ -69,20 +71,67 @@ class Measured:
         return {name: value if name in own else None for name, value in found.items()}
 
 
-def measure(
-    run: Run,
-    loaded: Loaded,
-    plans: Mapping[str, Plan],
-    tasks: list[str],
-    limit: int | None,
-    text: Text | None,
-) -> dict[str, Measured]:
+@dataclass(frozen=True)
+class Scoring:
+    """The tasks of a run, and where those that are finished are kept: each model's apart, under all
+    that its scores hang on."""
+
+    run: Run
+    loaded: Loaded
+    tasks: list[str]
+    limit: int | None
+    shelf: Shelf[Evaluation]
+    model: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, run: Run, loaded: Loaded, tasks: list[str], limit: int | None, state: Path, fresh: bool
+    ) -> Scoring:
+        """Of a model as it was loaded, with `state` the folder to keep finished tasks in."""
+        from skimp.measure.quality import Evaluation
+        from skimp.measure.shelf import Shelf, identity
+
+        shelf = Shelf(state, Evaluation.from_dict, fresh=fresh)
+        return cls(run, loaded, tasks, limit, shelf, identity(loaded.model))
+
+    def score(
+        self, name: str, plan: Plan | None = None, decide: Decide = "token"
+    ) -> Evaluation | None:
+        """Score the model, which carries the plan; None if there are no tasks."""
+        from skimp.measure.depths import leaving_of
+        from skimp.measure.quality import Keep, evaluate
+        from skimp.measure.shelf import surroundings
+
+        if not self.tasks:
+            return None
+        once = ", one decision an input" if decide == "input" else ""
+        self.run.progress.note(f"Scoring tasks: {name}{once}.")
+        key = {
+            "surroundings": surroundings(),
+            "model": self.model,
+            "plan": None if plan is None else plan.digest(),
+            "decide": decide,
+        }
+        return evaluate(
+            self.loaded.model,
+            self.loaded.tokenizer,
+            self.tasks,
+            limit=self.limit,
+            seed=self.run.seed,
+            leaving=leaving_of(self.loaded.model, plan, decide),
+            keep=Keep(self.shelf, key),
+            progress=self.run.progress,
+        )
+
+
+def measure(scoring: Scoring, plans: Mapping[str, Plan], text: Text | None) -> dict[str, Measured]:
     """Score the dense model once and each plan beside it; `{"": …}` without a plan."""
     from skimp.measure.fidelity import fidelity
     from skimp.methods.apply import apply
     from skimp.methods.registry import check
     from skimp.models.anatomy import Anatomy
 
+    run, loaded, tasks = scoring.run, scoring.loaded, scoring.tasks
     model, anatomy = loaded.model, Anatomy.of(loaded.model)
     for each in plans.values():
         check(each, anatomy)
@@ -93,11 +142,10 @@ def measure(
     leaving.refuse(list(plans.values()), tasks, text is not None, run.seed)
     if tasks:
         _refuse_tasks(loaded, plans, tasks, run.seed, switch)
-    dense = _score(run, loaded, tasks, limit, "dense")
+    dense = scoring.score("dense")
     if plans:
         return {
-            name: _beside(run, loaded, name, each, dense, tasks, limit, text, switch)
-            for name, each in plans.items()
+            name: _beside(scoring, name, each, dense, text, switch) for name, each in plans.items()
         }
     near = None
     if text is not None:
@@ -106,13 +154,10 @@ def measure(
 
 
 def _beside(
-    run: Run,
-    loaded: Loaded,
+    scoring: Scoring,
     name: str,
     plan: Plan,
     dense: Evaluation | None,
-    tasks: list[str],
-    limit: int | None,
     text: Text | None,
     switch: Callable[[Plan], Any],
 ) -> Measured:
@@ -122,15 +167,16 @@ def _beside(
     from skimp.methods.exit.section import by_exit
     from skimp.methods.experts.section import by_prompt
 
+    run, loaded = scoring.run, scoring.loaded
     comparisons: dict[str, TaskComparison] = {}
     scores = once = near = None
     if dense is not None:
         with switch(plan):
-            scores = _score(run, loaded, tasks, limit, name, plan)
+            scores = scoring.score(name, plan)
         assert scores is not None
         comparisons = compare(dense, scores, seed=run.seed)
         if by_exit(plan):
-            once = _once(run, loaded, name, plan, dense, tasks, limit, switch)
+            once = _once(scoring, name, plan, dense, switch)
     documents = None if text is None else text.documents
     exits = leaving.leaves_of(run, loaded, plan, scores, once, documents)
     if exits is not None:
@@ -144,23 +190,16 @@ def _beside(
 
 
 def _once(
-    run: Run,
-    loaded: Loaded,
-    name: str,
-    plan: Plan,
-    dense: Evaluation,
-    tasks: list[str],
-    limit: int | None,
-    switch: Callable[[Plan], Any],
+    scoring: Scoring, name: str, plan: Plan, dense: Evaluation, switch: Callable[[Plan], Any]
 ) -> Once:
     """The tasks again, with one decision for each input."""
     from skimp.cli.leaving import Once
     from skimp.measure.quality import compare, overall
 
     with switch(plan):
-        scores = _score(run, loaded, tasks, limit, name, plan, "input")
+        scores = scoring.score(name, plan, "input")
     assert scores is not None
-    found = compare(dense, scores, seed=run.seed)
+    found = compare(dense, scores, seed=scoring.run.seed)
     return Once(found, overall(found), scores.depths)
 
 
@@ -194,31 +233,3 @@ def _answering(run: Run, model: Any, plan: Plan, text: Text) -> Fidelity:
             pairs.append((tokens[:half], tokens[half:]))
     engines = {"planned": Engine(model, plan)}
     return on_answers(Engine(model), engines, pairs, progress=run.progress)["planned"]
-
-
-def _score(
-    run: Run,
-    loaded: Loaded,
-    tasks: list[str],
-    limit: int | None,
-    name: str,
-    plan: Plan | None = None,
-    decide: Decide = "token",
-) -> Evaluation | None:
-    """Score the model, which carries the plan."""
-    from skimp.measure.depths import leaving_of
-    from skimp.measure.quality import evaluate as score
-
-    if not tasks:
-        return None
-    once = ", one decision an input" if decide == "input" else ""
-    run.progress.note(f"Scoring tasks: {name}{once}.")
-    return score(
-        loaded.model,
-        loaded.tokenizer,
-        tasks,
-        limit=limit,
-        seed=run.seed,
-        leaving=leaving_of(loaded.model, plan, decide),
-        progress=run.progress,
-    )

@@ -44,6 +44,16 @@ MODEL_OUT = typer.Option(
 Force = Annotated[
     bool, typer.Option("--force", help="Replace a model that is already in the folder.")
 ]
+State = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        metavar="DIR",
+        help="Where finished results are kept; by default in skimp's cache folder.",
+        show_default=False,
+    ),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Measure everything again, whatever is kept.")]
 Keep = Annotated[
     float | None,
     typer.Option(

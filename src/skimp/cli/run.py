@@ -13,10 +13,10 @@ from skimp.cli import options, output, run_tables
 from skimp.cli.common import Run, require_dense
 
 if TYPE_CHECKING:
+    from skimp.measure.shelf import Shelf
     from skimp.recipes.outcome import Outcome
     from skimp.recipes.recipe import Recipe
     from skimp.recipes.run import Job, Result, Unit
-    from skimp.recipes.shelf import Shelf
     from skimp.recipes.stage import Stage
 
 
@@ -59,18 +59,8 @@ def run_recipe(
         int | None,
         typer.Option("--limit", metavar="N", min=1, help="At most N items in each experiment."),
     ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            "--state",
-            metavar="DIR",
-            help="Where finished results are kept; by default in skimp's cache folder.",
-            show_default=False,
-        ),
-    ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure everything again, whatever is kept.")
-    ] = False,
+    state: options.State = None,
+    fresh: options.Fresh = False,
     json_file: options.JsonFile = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -93,12 +83,13 @@ def run_recipe(
     started = Run.start(
         ctx, json_file=json_file, seed=seed, device=device, dtype=dtype, threads=threads
     )
+    from skimp.measure.shelf import Shelf, default_folder
     from skimp.recipes import run as runner
-    from skimp.recipes.shelf import Shelf, default_folder
+    from skimp.recipes.outcome import Outcome
 
     wanted = _read(recipe, data, only, plans, limit)
     runner.check(wanted)
-    shelf = Shelf(state or default_folder(), fresh=fresh)
+    shelf = Shelf(state or default_folder("recipes"), Outcome.from_dict, fresh=fresh)
     output.check_folder(shelf.folder, "--state")
     stage, header = _stage(started, wanted, model or wanted.model)
     jobs = runner.jobs(wanted, stage, shelf)
@@ -149,7 +140,9 @@ def _stage(run: Run, recipe: Recipe, source: str) -> tuple[Stage, dict[str, Any]
     return stage, run.loaded_header(loaded, stage.anatomy, None)
 
 
-def _measure(run: Run, recipe: Recipe, jobs: list[Job], stage: Stage, shelf: Shelf) -> list[Result]:
+def _measure(
+    run: Run, recipe: Recipe, jobs: list[Job], stage: Stage, shelf: Shelf[Outcome]
+) -> list[Result]:
     """Say what there is to do, then do it; an interrupt says how to go on."""
     from skimp.recipes.run import run as measure
 

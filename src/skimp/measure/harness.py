@@ -60,6 +60,7 @@ class LiveModel(TemplateLM):
         )
         self.left: dict[int, tuple[int, ...]] = {}
         self._depths: list[tuple[int, ...]] = []
+        self._asked: Sequence[Instance] = ()
         self._seed = seed
         self._progress = progress
         self._prefix = tokenizer.decode(self.prefix_token_id)
@@ -93,6 +94,7 @@ class LiveModel(TemplateLM):
             context, continuation = _parts(request)
             if not context and not self.tokenizer.encode(continuation, add_special_tokens=False):
                 raise EvaluationError(_nothing_to_score(request))
+        self._asked = requests
         found = super().loglikelihood(requests, disable_tqdm=True)
         self.left.update(zip(map(id, requests), self._depths, strict=True))
         self._encoded.clear()
@@ -101,16 +103,17 @@ class LiveModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        for pair, context, continuation in requests:
+        for asked, (pair, context, continuation) in zip(self._asked, requests, strict=True):
+            where = f"task {asked.task_name}, item {asked.doc_id} (from 0)"
             if not context or not continuation:
                 raise EvaluationError(
-                    f"the continuation {pair[1]!r} after {pair[0][-40:]!r} has no tokens of its "
-                    "own to score; give the choice some text."
+                    f"{where}: the continuation {pair[1]!r} after {pair[0][-40:]!r} has no tokens "
+                    "of its own to score; give the choice some text."
                 )
             if len(continuation) > self.max_length:
                 raise EvaluationError(
-                    f"a continuation of {len(continuation)} tokens does not fit into the model's "
-                    f"{self.max_length}: {pair[1][:40]!r}; shorten it."
+                    f"{where}: a continuation of {len(continuation)} tokens does not fit into the "
+                    f"model's {self.max_length}: {pair[1][:40]!r}; shorten it."
                 )
         pairs = [(context, continuation) for _, context, continuation in requests]
         scored = self.scorer.score(pairs, self._progress)

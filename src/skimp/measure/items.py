@@ -41,6 +41,14 @@ def build_requests(name: str, task: Any, limit: int | None, seed: int) -> None:
             )
 
 
+def digest(task: Any, limit: int | None) -> str:
+    """32 hexadecimal digits of what an answered task hangs on: items, requests and settings."""
+    asked = [(one.request_type, one.doc_id, one.idx, one.args) for one in task.instances]
+    what = [list(_hashes(list(task.doc_iterator(limit=limit)))), asked, task.dump_config()]
+    text = json.dumps(what, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 def answer(live: Any, instances: Sequence[Any]) -> None:
     """Let the model answer all requests of one kind together, whatever their task."""
     kinds: dict[str, list[Any]] = defaultdict(list)

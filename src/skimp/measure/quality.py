@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from skimp.errors import EvaluationError
 from skimp.measure.depths import Leaving
-from skimp.measure.items import answer, build_requests, score
+from skimp.measure.items import answer, build_requests, digest, score
 from skimp.measure.metrics import Kind, Metric
 from skimp.measure.scorer import Way
+from skimp.measure.shelf import Shelf
 from skimp.measure.simulated import refuse_unsimulated
 from skimp.measure.statistics import mcnemar, normal_quantile, t_quantile
 from skimp.measure.task_depths import TaskDepths, of_task, refuse_generated
@@ -100,6 +101,15 @@ class Evaluation:
             ) from error
 
 
+@dataclass(frozen=True)
+class Keep:
+    """Where each task is filed as soon as it is finished: `key` says which model and plan this is,
+    and all else that scores hang on besides the task (see :mod:`skimp.measure.shelf`)."""
+
+    shelf: Shelf[Evaluation]
+    key: Mapping[str, Any]
+
+
 def _scores_from(data: Mapping[str, Any]) -> TaskScores:
     metrics = {name: Metric.from_dict(metric) for name, metric in data["metrics"].items()}
     scores = TaskScores(data["task"], data["metric"], metrics, tuple(data["items"]))
@@ -152,6 +162,7 @@ def evaluate(
     way: Way = "auto",
     shots: int | None = None,
     leaving: Leaving | None = None,
+    keep: Keep | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Score `model` on `tasks` (see :mod:`skimp.measure.tasks` for what may be named).
@@ -164,6 +175,7 @@ def evaluate(
             act while decoding only. Experts that a prompt chooses are simulated otherwise.
         shots: examples before each item; None as each task says.
         leaving: where tokens leave `model`, which carries that plan.
+        keep: finished tasks that it has are taken from there, others are filed; None: neither.
 
     Raises:
         EvaluationError: see :func:`skimp.measure.tasks.load_tasks`; also for a missing tokenizer,
@@ -191,14 +203,40 @@ def evaluate(
         leaving=leaving,
         progress=progress,
     )
-    start = time.perf_counter()
-    answer(live, [instance for task in found.values() for instance in task.instances])
-    seconds = time.perf_counter() - start
-    scores = {name: TaskScores(name, *score(name, task, limit)) for name, task in found.items()}
-    depths = {}
-    if leaving is not None:
-        depths = {name: of_task(task, live.left, leaving.layers) for name, task in found.items()}
-    return Evaluation(scores, limit, seed, live.scorer.taken, seconds, simulated, depths)
+
+    def measure(name: str, task: Any) -> Evaluation:
+        start = time.perf_counter()
+        answer(live, task.instances)
+        seconds = time.perf_counter() - start
+        scores = {name: TaskScores(name, *score(name, task, limit))}
+        depths = {name: of_task(task, live.left, leaving.layers)} if leaving is not None else {}
+        return Evaluation(scores, limit, seed, live.scorer.taken, seconds, simulated, depths)
+
+    def kept(name: str, task: Any) -> Evaluation:
+        if keep is None:
+            return measure(name, task)
+        asked = {"task": name, "asked": digest(task, limit), "seed": seed, "way": way}
+        key = {**keep.key, **asked}
+        part = keep.shelf.take(key)
+        if part is None:
+            part = measure(name, task)
+            keep.shelf.put(key, part)
+        else:
+            progress.note(f"{name} was scored before and is taken from there.")
+        return part
+
+    return _joined([kept(name, task) for name, task in found.items()])
+
+
+def _joined(parts: Sequence[Evaluation]) -> Evaluation:
+    """Evaluations of one model on a task each, as one."""
+    return replace(
+        parts[0],
+        tasks={name: scores for part in parts for name, scores in part.tasks.items()},
+        depths={name: depths for part in parts for name, depths in part.depths.items()},
+        seconds=sum(part.seconds for part in parts),
+        way=next((part.way for part in parts if part.way != "auto"), "auto"),
+    )
 
 
 def compare(dense: Evaluation, planned: Evaluation, *, seed: int = 0) -> dict[str, TaskComparison]:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from skimp.measure.shelf import Shelf, surroundings
 from skimp.recipes.experiments import kinds
 from skimp.recipes.experiments.base import Kind, Prepared
 from skimp.recipes.outcome import Cell, Outcome
 from skimp.recipes.recipe import DENSE, Experiment, Recipe
-from skimp.recipes.shelf import Shelf, surroundings
 from skimp.recipes.sources import Place
 from skimp.recipes.stage import Stage
 
@@ -61,7 +61,7 @@ def check(recipe: Recipe) -> None:
         kinds()[experiment.kind].check(experiment.settings, _place(recipe, experiment))
 
 
-def jobs(recipe: Recipe, stage: Stage, shelf: Shelf) -> list[Job]:
+def jobs(recipe: Recipe, stage: Stage, shelf: Shelf[Outcome]) -> list[Job]:
     """What there is to do, with what an earlier run has left of it.
 
     Raises:
@@ -78,7 +78,7 @@ def jobs(recipe: Recipe, stage: Stage, shelf: Shelf) -> list[Job]:
 def run(
     work: list[Job],
     stage: Stage,
-    shelf: Shelf,
+    shelf: Shelf[Outcome],
     *,
     begins: Callable[[Unit], None] = lambda unit: None,
     done: Callable[[Unit, Outcome], None] = lambda unit, outcome: None,
@@ -116,7 +116,7 @@ def _job(
     recipe: Recipe,
     experiment: Experiment,
     stage: Stage,
-    shelf: Shelf,
+    shelf: Shelf[Outcome],
     common: dict[str, Any],
     earlier: list[dict[str, Any]],
 ) -> Job:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from skimp.engine import Engine
 from skimp.errors import PlanError, RecipeError
+from skimp.measure.shelf import identity
 from skimp.methods.apply import apply
 from skimp.methods.exit.section import by_exit
 from skimp.methods.fit import fit_plan, needs_fit
@@ -25,8 +23,6 @@ from skimp.recipes.recipe import DENSE, Recipe
 
 if TYPE_CHECKING:
     from skimp.calibration.text import Calibration
-
-_SAMPLE = 4096  # numbers of each weight that its model is known by
 
 
 @dataclass
@@ -134,14 +130,7 @@ class Stage:
 
     def identity(self) -> dict[str, Any]:
         """What results hang on besides the recipe: the very weights, their format, the device."""
-        weight = next(self.model.parameters())
-        return {
-            "fingerprint": self.anatomy.fingerprint,
-            "weights": _digest(self.model),
-            "dtype": str(weight.dtype),
-            "device": weight.device.type,
-            "seed": self.seed,
-        }
+        return {**identity(self.model), "seed": self.seed}
 
     def _text(self) -> Calibration:
         from skimp.calibration.text import calibrate
@@ -151,14 +140,3 @@ class Stage:
                 self.model, self.tokenizer, seed=self.seed, progress=self.progress
             )
         return self._calibration
-
-
-def _digest(model: Any) -> str:
-    """Of an even sample of every weight's bytes: a fine-tune has another one."""
-    digest = sha256()
-    for name, weight in sorted(model.named_parameters()):
-        flat = weight.detach().reshape(-1)
-        sample = flat[:: max(1, len(flat) // _SAMPLE)][:_SAMPLE].contiguous().cpu()
-        digest.update(name.encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
