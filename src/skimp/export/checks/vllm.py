@@ -1,4 +1,4 @@
-"""Ask vLLM; see :mod:`skimp.export.ask` for job and answer. Runs without skimp."""
+"""Ask vLLM; see :mod:`skimp.export.ask` for jobs and answers. Runs without skimp."""
 
 import json
 import sys
@@ -17,9 +17,10 @@ TOKENS = 2048
 
 
 def main() -> None:
-    """Answer the job on standard input."""
-    job: dict[str, Any] = json.load(sys.stdin)
-    Path(job["answer"]).write_text(json.dumps(answer(job)))
+    """Answer the jobs on standard input, one a line."""
+    for line in sys.stdin:
+        job: dict[str, Any] = json.loads(line)
+        Path(job["answer"]).write_text(json.dumps(answer(job)))
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
