@@ -19,8 +19,9 @@ import typer
 # Run as a script, Python looks for modules beside it, where the package `bench` is not to be found.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.peering import pairs
+
 import skimp
-from bench import pairs
 from skimp import kernels
 from skimp.cli import output
 from skimp.engine import Engine

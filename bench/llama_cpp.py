@@ -23,11 +23,11 @@ import typer
 # Run as a script, Python looks for modules beside it, where the package `bench` is not to be found.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.peering import pairs
 from bench.peering.roster import KINDS, Kind
 from bench.peering.subject import step_bytes
 
 import skimp
-from bench import pairs
 from skimp.cli import output
 from skimp.errors import SkimpError
 from skimp.export.gguf.target import TARGET, write

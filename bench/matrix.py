@@ -6,7 +6,7 @@ Every registered target is tried in every family and plan: written and verified 
 refused, with the field that stands in the way. Families are tiny random models, with heads as wide
 as engines' kernels ask for; `--model demo` adds a trained one. Engines take long to start, so one
 process of each is asked about all plans of a family. Results go to `bench/results/matrix.json`
-family by family, so that a run that was interrupted goes on where it ended (`--fresh` starts anew).
+row by row, so that a run that was interrupted goes on where it ended (`--fresh` starts anew).
 
     python bench/matrix.py --table
 
@@ -163,10 +163,8 @@ def main(
     interpreters = {
         module: Path(python) for module, _, python in (each.partition("=") for each in engine or [])
     }
-    document: dict[str, Any] = {"rows": []}
-    if out.is_file() and not fresh:
-        document = json.loads(out.read_text())
-    done = {tuple(row[key] for key in KEYS): row for row in document["rows"]}
+    earlier = json.loads(out.read_text())["rows"] if out.is_file() and not fresh else []
+    done = {tuple(row[key] for key in KEYS): row for row in earlier}
     subjects = [*filter(None, families.split(",")), *(model or [])]
     wanted = list(rows(subjects, plans.split(","), targets.split(","), forms.split(",")))
     for name in subjects:
@@ -177,15 +175,19 @@ def main(
         with tempfile.TemporaryDirectory(prefix="skimp-matrix.") as scratch:
             for key, row in fill_in(subject, todo, interpreters, prompts, Path(scratch)):
                 done[key] = {**dict(zip(KEYS, key, strict=True)), **row}
+                _save(out, list(done.values()))
                 typer.echo(f"{' · '.join(key)}: {row['status']}")
-        document = {
-            "skimp": skimp.__version__,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": identity(),
-            "rows": list(done.values()),
-        }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(out, output.dump(document), "--out")
+
+
+def _save(out: Path, rows: list[dict[str, Any]]) -> None:
+    document = {
+        "skimp": skimp.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": identity(),
+        "rows": rows,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(out, output.dump(document), "--out")
 
 
 Key = tuple[str, str, str, str]

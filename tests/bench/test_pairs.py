@@ -1,8 +1,7 @@
 """How turns taken side by side are counted."""
 
 import pytest
-
-from bench import pairs
+from bench.peering import pairs
 
 
 def test_a_speedup_is_the_median_of_turns_taken_together() -> None:
