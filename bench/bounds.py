@@ -6,6 +6,7 @@ Both engines read the same prompt once; then they take turns of a few decode ste
 medians of neighbouring turns are compared.
 """
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,17 @@ from typing import Annotated, Any
 import torch
 import typer
 
+# Run as a script, Python looks for modules beside it, where the package `bench` is not to be found.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.peering import pairs
+
 import skimp
 from skimp import kernels
 from skimp.cli import output
 from skimp.engine import Engine
 from skimp.measure.cost import byte_bound
 from skimp.measure.machine import identity
-from skimp.measure.speed import Collected
-from skimp.measure.statistics import median_interval
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 from skimp.progress import RichProgress
@@ -78,7 +82,9 @@ def main(
                             side.turn()
                         step()
                     work = Workload(context, room, 1)
-                    rows.append({"model": source, "plan": name, **_row(sides, work)})
+                    bound = byte_bound(dense.anatomy, planned.anatomy, work)
+                    found = pairs.row(sides[0].times, sides[1].times, bound)
+                    rows.append({"model": source, "plan": name, "context": context, **found})
     document: dict[str, Any] = {
         "machine": identity(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -86,7 +92,8 @@ def main(
         "turns": turns,
         "pairs": rows,
     }
-    output.console().print(_table(rows, threads))
+    title = f"Decode speedup and its byte bound, bfloat16, batch 1, {threads} thread(s)"
+    output.console().print(pairs.table(title, rows, ">context"))
     if json_file is not None:
         output.write_text(json_file, output.dump(document), "--json")
 
@@ -111,41 +118,6 @@ class _Side:
             self._token = self.engine.decode(self._state, self._token).argmax(-1)
             steps.append(time.perf_counter() - start)
         self.times.append(median(steps))
-
-
-def _row(sides: tuple[_Side, _Side], work: Workload) -> dict[str, Any]:
-    dense, planned = sides
-    ratios = [d / p for d, p in zip(dense.times, planned.times, strict=True)]
-    found = median_interval(ratios)
-    bound = byte_bound(dense.engine.anatomy, planned.engine.anatomy, work)
-    collected = Collected.of(found.estimate, bound)
-    return {
-        "context": work.prompt,
-        "dense_tpot_s": median(dense.times),
-        "decode": found.estimate,
-        "decode_interval": found.pair,
-        "bound": bound,
-        "share": collected.share,
-        "gain": collected.gain,
-    }
-
-
-def _table(rows: list[dict[str, Any]], threads: int) -> Any:
-    title = f"Decode speedup and its byte bound, bfloat16, batch 1, {threads} thread(s)"
-    names = ("model", "plan", ">context", ">dense ms", ">speedup (95%)", ">bound", ">share")
-    made = output.table(title, *names)
-    for row in rows:
-        low, high = row["decode_interval"]
-        made.add_row(
-            row["model"],
-            row["plan"],
-            str(row["context"]),
-            f"{row['dense_tpot_s'] * 1e3:.1f}",
-            f"{row['decode']:.2f}× ({low:.2f}–{high:.2f})",
-            f"{row['bound']:.2f}×",
-            f"{row['share']:.0%}",
-        )
-    return made
 
 
 if __name__ == "__main__":

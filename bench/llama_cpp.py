@@ -23,6 +23,7 @@ import typer
 # Run as a script, Python looks for modules beside it, where the package `bench` is not to be found.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.peering import pairs
 from bench.peering.roster import KINDS, Kind
 from bench.peering.subject import step_bytes
 
@@ -32,8 +33,6 @@ from skimp.errors import SkimpError
 from skimp.export.gguf.target import TARGET, write
 from skimp.export.target import Product
 from skimp.measure.machine import identity
-from skimp.measure.speed import Collected
-from skimp.measure.statistics import median_interval
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 from skimp.progress import RichProgress
@@ -104,7 +103,8 @@ def main(
         **job,
         "pairs": rows,
     }
-    output.console().print(_table(rows, threads))
+    title = f"Decode speedup in llama.cpp and its byte bound, batch 1, {threads} thread(s)"
+    output.console().print(pairs.table(title, rows, "format"))
     if json_file is not None:
         output.write_text(json_file, output.dump(document), "--json")
 
@@ -124,9 +124,18 @@ def _rows(
                 planned = product.anatomy
             times = _times(python, {**job, "files": [str(path) for path in paths]})
             window = Workload(job["context"], (1 + job["turns"]) * job["steps"])
-            bytes_read = [step_bytes(each, window, _FORMS[form]) for each in (dense, planned)]
-            row = {"model": source, "plan": name, "format": form}
-            yield {**row, **_row(times, bytes_read), "files": [p.stat().st_size for p in paths]}
+            read = [step_bytes(each, window, _FORMS[form]) for each in (dense, planned)]
+            found = pairs.row(
+                *([median(turn) for turn in side] for side in times), read[0] / read[1]
+            )
+            yield {
+                "model": source,
+                "plan": name,
+                "format": form,
+                **found,
+                "passed": found["share"] >= _BAR,
+                "files": [path.stat().st_size for path in paths],
+            }
 
 
 def _export(product: Product, form: str, path: Path) -> None:
@@ -149,41 +158,6 @@ def _times(python: str, job: dict[str, Any]) -> list[list[list[float]]]:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise SkimpError(f"--llama-python: {python} cannot run llama.cpp ({last}).")
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def _row(times: list[list[list[float]]], bytes_read: list[float]) -> dict[str, Any]:
-    dense, planned = ([median(turn) for turn in side] for side in times)
-    found = median_interval([d / p for d, p in zip(dense, planned, strict=True)])
-    bound = bytes_read[0] / bytes_read[1]
-    collected = Collected.of(found.estimate, bound)
-    return {
-        "dense_tpot_s": median(dense),
-        "planned_tpot_s": median(planned),
-        "decode": found.estimate,
-        "decode_interval": found.pair,
-        "bound": bound,
-        "share": collected.share,
-        "gain": collected.gain,
-        "passed": collected.share >= _BAR,
-    }
-
-
-def _table(rows: list[dict[str, Any]], threads: int) -> Any:
-    title = f"Decode speedup in llama.cpp and its byte bound, batch 1, {threads} thread(s)"
-    names = ("model", "plan", "format", ">dense ms", ">speedup (95%)", ">bound", ">share")
-    made = output.table(title, *names)
-    for row in rows:
-        low, high = row["decode_interval"]
-        made.add_row(
-            row["model"],
-            row["plan"],
-            row["format"],
-            f"{row['dense_tpot_s'] * 1e3:.1f}",
-            f"{row['decode']:.2f}× ({low:.2f}–{high:.2f})",
-            f"{row['bound']:.2f}×",
-            f"{row['share']:.0%}",
-        )
-    return made
 
 
 if __name__ == "__main__":

@@ -4,18 +4,21 @@
 
 Every registered target is tried in every family and plan: written and verified in its engine, or
 refused, with the field that stands in the way. Families are tiny random models, with heads as wide
-as engines' kernels ask for; `--model demo` adds a trained one. Results go to
-`bench/results/matrix.json` row by row, so that a run that was interrupted goes on where it ended
-(`--fresh` starts anew).
+as engines' kernels ask for; `--model demo` adds a trained one. Engines take long to start, so one
+process of each is asked about all plans of a family. Results go to `bench/results/matrix.json`
+row by row, so that a run that was interrupted goes on where it ended (`--fresh` starts anew).
+
+    python bench/matrix.py --table
+
+prints what is in that file as a Markdown table.
 """
 
 import json
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,10 +30,12 @@ import skimp
 from skimp.calibration.text import Calibration, bundled_documents
 from skimp.cli import output
 from skimp.errors import ExportError, SkimpError
+from skimp.export.ask import Answer, Question, ask_all
+from skimp.export.interpreter import Interpreter
 from skimp.export.registry import TARGETS
 from skimp.export.target import Product, Target
-from skimp.export.verify import verify
-from skimp.export.write import Refused, export
+from skimp.export.verify import compare, question_for
+from skimp.export.write import Refused, Written, export
 from skimp.measure.machine import identity
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
@@ -125,30 +130,6 @@ def plan_of(subject: Subject, sections: Mapping[str, Mapping[str, Any]], anatomy
     return skimp.fit(subject.model, subject.tokenizer, plan, calibration=subject.text)
 
 
-def one(made: Product, target: Target, form: str, prompts: int) -> dict:
-    """Write and verify; what became of it."""
-    with tempfile.TemporaryDirectory(prefix="skimp-matrix.") as scratch:
-        try:
-            written = export(made, target, form, Path(scratch) / made.name)
-        except Refused as error:
-            return {"status": "refused", "reasons": [str(each) for each in error.obstacles]}
-        except SkimpError as error:
-            return {"status": "failed", "reasons": [str(error)]}
-        found: dict[str, Any] = {"status": "written", "folder_bytes": written.bytes}
-        check = target.check
-        if check is None or (
-            made.python is None and find_spec(check.module.partition(".")[0]) is None
-        ):
-            return {**found, "reasons": ["its engine is not installed"]}
-        try:
-            result = verify(made, target, written, python=made.python, prompts=prompts)
-        except ExportError as error:
-            return {"status": "failed", "reasons": [str(error)]}
-    words = {True: "verified", False: "differs", None: "compared"}
-    shown = {key: value for key, value in result.to_dict().items() if key != "differences"}
-    return {**found, "status": words[result.passed], **shown, "sentence": result.sentence}
-
-
 def rows(
     subjects: list[str], plans: list[str], targets: list[str], forms: list[str]
 ) -> Iterator[tuple[str, str, str, str]]:
@@ -172,14 +153,18 @@ def main(
     engine: Annotated[list[str] | None, typer.Option(help="MODULE=PYTHON of an engine.")] = None,
     prompts: Annotated[int, typer.Option(help="Prompts of each verification.")] = 50,
     fresh: Annotated[bool, typer.Option(help="Forget what is in the file.")] = False,
+    table: Annotated[bool, typer.Option(help="Print the file as Markdown; try nothing.")] = False,
     out: Annotated[Path, typer.Option(help="The results.")] = RESULTS,
 ) -> None:
-    """Fill in the matrix."""
-    interpreters = dict(each.split("=", 1) for each in engine or [])
-    document: dict[str, Any] = {"rows": []}
-    if out.is_file() and not fresh:
-        document = json.loads(out.read_text())
-    done = {tuple(row[key] for key in KEYS): row for row in document["rows"]}
+    """Fill in the matrix, or print it."""
+    if table:
+        typer.echo(markdown(json.loads(out.read_text())["rows"]))
+        return
+    interpreters = {
+        module: Path(python) for module, _, python in (each.partition("=") for each in engine or [])
+    }
+    earlier = json.loads(out.read_text())["rows"] if out.is_file() and not fresh else []
+    done = {tuple(row[key] for key in KEYS): row for row in earlier}
     subjects = [*filter(None, families.split(",")), *(model or [])]
     wanted = list(rows(subjects, plans.split(","), targets.split(","), forms.split(",")))
     for name in subjects:
@@ -187,56 +172,165 @@ def main(
         if not todo:
             continue
         subject = tiny(name) if name in FAMILIES else trained(name)
-        for plan in dict.fromkeys(key[1] for key in todo):
-            for key, row in _tried(subject, plan, todo, interpreters, prompts):
-                done[key] = row
-                typer.echo(f"{' · '.join(key)}: {row['status']} ({row['seconds']:.0f} s)")
-                document = {
-                    "skimp": skimp.__version__,
-                    "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "machine": identity(),
-                    "rows": list(done.values()),
-                }
-                out.parent.mkdir(parents=True, exist_ok=True)
-                output.write_text(out, output.dump(document), "--out")
+        with tempfile.TemporaryDirectory(prefix="skimp-matrix.") as scratch:
+            for key, row in fill_in(subject, todo, interpreters, prompts, Path(scratch)):
+                done[key] = {**dict(zip(KEYS, key, strict=True)), **row}
+                _save(out, list(done.values()))
+                typer.echo(f"{' · '.join(key)}: {row['status']}")
 
 
+def _save(out: Path, rows: list[dict[str, Any]]) -> None:
+    document = {
+        "skimp": skimp.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": identity(),
+        "rows": rows,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(out, output.dump(document), "--out")
+
+
+Key = tuple[str, str, str, str]
 KEYS = ("subject", "plan", "target", "form")
+OPEN = ("no engine", "failed")
 
 
 def _open(row: Mapping[str, Any] | None) -> bool:
-    """Whether a row is still to be filled in: not tried yet, or written without an engine."""
-    return row is None or row["status"] in ("written", "failed")
+    """Whether a row is still to be filled in."""
+    return row is None or row["status"] in OPEN
 
 
-def _tried(
+@dataclass(frozen=True)
+class Asked:
+    """A model that was written, and what its engine is to be asked."""
+
+    written: Written
+    question: Question
+
+
+def fill_in(
     subject: Subject,
-    plan: str,
-    todo: list[tuple[str, str, str, str]],
-    interpreters: Mapping[str, str],
+    todo: list[Key],
+    interpreters: Mapping[str, Path],
     prompts: int,
-) -> Iterator[tuple[tuple[str, str, str, str], dict[str, Any]]]:
+    folder: Path,
+) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """What became of each combination of a subject: all are written, asked about, then compared."""
     anatomy = Anatomy.of(subject.model)
-    mine = [key for key in todo if key[1] == plan]
+    fitted: dict[str, Plan] = {}
+    asked: dict[Key, Asked] = {}
+    for plan in dict.fromkeys(key[1] for key in todo):
+        mine = [key for key in todo if key[1] == plan]
+        try:
+            fitted[plan] = plan_of(subject, PLANS[plan], anatomy)
+        except SkimpError as error:
+            for key in mine:
+                yield key, {"status": "no such plan", "reasons": [str(error)]}
+            continue
+        with _applied(subject, fitted[plan], anatomy) as made:
+            for key in mine:
+                found = _write(made, key, interpreters, prompts, folder / str(len(asked)))
+                if isinstance(found, Asked):
+                    asked[key] = found
+                else:
+                    yield key, found
+    answers = dict(_answers(asked, interpreters))
+    for plan in dict.fromkeys(key[1] for key in answers):
+        with _applied(subject, fitted[plan], anatomy) as made:
+            for key, answer in answers.items():
+                if key[1] == plan:
+                    yield key, _compared(made, asked[key], answer, folder)
+
+
+@contextmanager
+def _applied(subject: Subject, plan: Plan, anatomy: Anatomy) -> Iterator[Product]:
+    with skimp.apply(subject.model, plan, anatomy=anatomy):
+        yield Product(subject.model, subject.tokenizer, plan, anatomy, subject.name, "matrix-model")
+
+
+def _python(target: Target, interpreters: Mapping[str, Path]) -> Path | None:
+    return interpreters.get(target.check.module) if target.check else None
+
+
+def _write(
+    made: Product, key: Key, interpreters: Mapping[str, Path], prompts: int, folder: Path
+) -> Asked | dict[str, Any]:
+    """Write one; what to ask of it, or the row that says why not."""
+    target, form = TARGETS[key[2]], key[3]
+    assert target.check is not None
+    told = replace(made, python=_python(target, interpreters))
     try:
-        fitted = plan_of(subject, PLANS[plan], anatomy)
+        written = export(told, target, form, folder)
+    except Refused as error:
+        if any(each.field.startswith("--engine") for each in error.obstacles):
+            return {"status": "no engine", "reasons": ["its interpreter was not named"]}
+        return {"status": "refused", "reasons": [str(each) for each in error.obstacles]}
     except SkimpError as error:
-        for key in mine:
-            row = {"status": "no such plan", "reasons": [str(error)], "seconds": 0.0}
-            yield key, {**dict(zip(KEYS, key, strict=True)), **row}
-        return
-    with skimp.apply(subject.model, fitted, anatomy=anatomy):
-        made = Product(
-            subject.model, subject.tokenizer, fitted, anatomy, subject.name, "matrix-model"
-        )
-        for key in mine:
-            start = time.perf_counter()
-            target = TARGETS[key[2]]
-            path = interpreters.get(target.check.module) if target.check else None
-            told = replace(made, python=Path(path) if path else None)
-            row = one(told, target, key[3], prompts)
-            row["seconds"] = time.perf_counter() - start
-            yield key, {**dict(zip(KEYS, key, strict=True)), **row}
+        return {"status": "failed", "reasons": [str(error)]}
+    return Asked(written, question_for(told, target.check, written, prompts))
+
+
+def _answers(
+    asked: Mapping[Key, Asked], interpreters: Mapping[str, Path]
+) -> Iterator[tuple[Key, Answer | ExportError | None]]:
+    """Each engine's answers, from one process; None where it is not installed."""
+    engines = dict.fromkeys(TARGETS[key[2]].check.module for key in asked)
+    for module in engines:
+        mine = [key for key in asked if TARGETS[key[2]].check.module == module]
+        check, python = TARGETS[mine[0][2]].check, interpreters.get(module)
+        if Interpreter.of(python).has(module):
+            questions = [asked[key].question for key in mine]
+            yield from zip(mine, ask_all(check, questions, python=python), strict=True)
+        else:
+            yield from ((key, None) for key in mine)
+
+
+def _compared(
+    made: Product, asked: Asked, answer: Answer | ExportError | None, folder: Path
+) -> dict[str, Any]:
+    """The row of a model that was written."""
+    found: dict[str, Any] = {"folder_bytes": asked.written.bytes}
+    try:
+        if answer is None:
+            return {"status": "no engine", "reasons": ["its engine is not installed"], **found}
+        if isinstance(answer, ExportError):
+            raise answer
+        result = compare(made, asked.written, asked.question, answer)
+    except ExportError as error:
+        return {"status": "failed", "reasons": [str(error).replace(f"{folder}/", "")]}
+    words = {True: "verified", False: "differs", None: "compared"}
+    shown = {key: value for key, value in result.to_dict().items() if key != "differences"}
+    return {"status": words[result.passed], **found, **shown, "sentence": result.sentence}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Models and formats by targets: how many plans hold, and how far off logits are at most."""
+    targets = [name for name in TARGETS if any(row["target"] == name for row in rows)]
+    lines = [["model", "format", *targets], ["---"] * (2 + len(targets))]
+    for subject, form in dict.fromkeys((row["subject"], row["form"]) for row in rows):
+        mine = [row for row in rows if (row["subject"], row["form"]) == (subject, form)]
+        cells = (_cell([row for row in mine if row["target"] == name]) for name in targets)
+        lines.append([subject, form, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(rows: list[dict[str, Any]]) -> str:
+    """Such as `7 of 9, 1.2e-05`; what was never tried does not count."""
+    tried = [row for row in rows if row["status"] not in (*OPEN, "no such plan")]
+    held = [row for row in tried if row["status"] in ("verified", "compared")]
+    failed = sum(row["status"] == "failed" for row in rows)
+    words = [f"{len(held)} of {len(tried)}"] if tried else []
+    if held:
+        words.append(f"{max(row['max_difference'] or 0.0 for row in held):.1g}")
+    elif tried and all(row["status"] == "refused" for row in tried):
+        words = ["refused"]
+    for status, count in (
+        ("differs", sum(row["status"] == "differs" for row in tried)),
+        ("failed", failed),
+    ):
+        if count:
+            words.append(f"**{count} {status}**")
+    return ", ".join(words) or "–"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What the llama.cpp bench times, and how it counts what came of it."""
+"""What the llama.cpp bench times."""
 
-import pytest
-from bench.llama_cpp import _row, plans
+from bench.llama_cpp import plans
 from tests.export.gguf_kit import model
 
 import skimp
@@ -18,14 +17,3 @@ def test_plans_leave_out_what_their_names_say() -> None:
     states = [layer.attention.state for layer in found["33% of attention"].layers]
     assert states.count("zero") == 2
     assert found["half of the neurons"].ffn_size == 128
-
-
-def test_a_speedup_is_the_median_of_turns_taken_together() -> None:
-    dense = [[0.2, 0.2, 9.0]] * 5 + [[2.0, 2.0, 2.0]] * 3
-    planned = [[0.1, 0.1, 0.1]] * 5 + [[1.0, 1.0, 9.0]] * 3
-    row = _row([dense, planned], [220.0, 100.0])
-    assert row["decode"] == pytest.approx(2)
-    assert row["bound"] == pytest.approx(2.2)
-    assert row["share"] == pytest.approx(2 / 2.2)
-    assert row["passed"]
-    assert not _row([dense, planned], [230.0, 100.0])["passed"]

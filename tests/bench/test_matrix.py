@@ -9,6 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from bench import matrix
+from skimp.errors import ExportError
+from skimp.export.interpreter import Interpreter
 
 APP = typer.Typer()
 APP.command()(matrix.main)
@@ -32,11 +34,40 @@ def test_rows_are_all_combinations() -> None:
 
 @pytest.mark.slow
 def test_refused_written_and_gone_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matrix, "find_spec", lambda name: None)
     words = ("--families", "gpt2,llama", "--plans", "FF", "--targets", "decilm")
-    rows = run(tmp_path, *words)
-    assert [row["status"] for row in rows] == ["refused", "written"]
-    assert "model: a gpt2 model is not built as Llama is" in rows[0]["reasons"][0]
-    monkeypatch.setattr(matrix, "one", lambda *a, **k: {"status": "verified"})
+    monkeypatch.setattr(Interpreter, "has", lambda *modules: False)
+    found = run(tmp_path, *words)
+    assert [row["status"] for row in found] == ["refused", "no engine"]
+    assert "model: a gpt2 model is not built as Llama is" in found[0]["reasons"][0]
+    monkeypatch.setattr(Interpreter, "has", lambda *modules: True)
+    monkeypatch.setattr(matrix, "ask_all", lambda _, asked, **__: [ExportError("it fell")])
     again = run(tmp_path, *words)
-    assert again[0] == rows[0] and again[1]["status"] == "verified"
+    assert again[0] == found[0]
+    assert (again[1]["status"], again[1]["reasons"]) == ("failed", ["it fell"])
+
+
+@pytest.mark.slow
+def test_one_process_answers_about_all_plans(tmp_path: Path) -> None:
+    words = ("--families", "llama", "--plans", "nothing,FF", "--targets", "transformers")
+    found = run(tmp_path, *words, "--prompts", "3")
+    assert [row["status"] for row in found] == ["verified"] * 2
+    assert str(tmp_path) not in json.dumps(found)
+
+
+def test_the_table_counts_plans_and_shows_the_worst() -> None:
+    def row(plan: str, target: str, status: str, off: float | None = None) -> dict[str, Any]:
+        key = dict(zip(matrix.KEYS, ("llama", plan, target, "f32"), strict=True))
+        return {**key, "status": status, "max_difference": off}
+
+    rows = [
+        row("a", "decilm", "verified", 2e-5),
+        row("b", "decilm", "verified", 1e-6),
+        row("c", "decilm", "refused"),
+        row("d", "decilm", "no such plan"),
+        row("a", "gguf", "refused"),
+        row("a", "vllm-plugin", "differs", 0.5),
+        row("a", "openvino", "no engine"),
+    ]
+    head, _, line = matrix.markdown(rows).splitlines()
+    assert head == "| model | format | decilm | gguf | vllm-plugin | openvino |"
+    assert line == "| llama | f32 | 2 of 3, 2e-05 | refused | 0 of 1, **1 differs** | – |"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.export.gguf_kit import drop, llama_python, planned
 
-from skimp.export.ask import ask
+from skimp.export.ask import Question, ask
 from skimp.export.gguf.target import TARGET, write
 from skimp.export.target import Product
 from skimp.export.verify import verify
@@ -51,7 +51,7 @@ def _off(given: Product, folder: Path) -> float:
     assert TARGET.check is not None
     path = folder / "m.gguf"
     write(given, "f32", path)
-    answer = ask(TARGET.check, path, folder, "f32", [_PROMPT], 4, python=llama_python())
+    answer = ask(TARGET.check, Question(path, "f32", [_PROMPT], 4), python=llama_python())
     assert answer.logits is not None
     with torch.no_grad():
         wanted = given.model(torch.tensor([_PROMPT])).logits[0].numpy()
@@ -92,9 +92,8 @@ def test_a_file_that_is_wrong_is_noticed(tmp_path: Path) -> None:
         write(given, "f32", tmp_path / "m.gguf")
         with torch.no_grad():
             given.model.model.layers[0].mlp.down_proj.weight[0] += 0.1
-        result = ask(
-            TARGET.check, tmp_path / "m.gguf", tmp_path, "f32", [_PROMPT], 1, python=llama_python()
-        )
+        question = Question(tmp_path / "m.gguf", "f32", [_PROMPT], 1)
+        result = ask(TARGET.check, question, python=llama_python())
         wanted = given.model(torch.tensor([_PROMPT])).logits[0].detach().numpy()
         assert result.logits is not None
         assert np.abs(result.logits[0].values - wanted).max() > 1e-2

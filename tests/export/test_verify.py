@@ -13,7 +13,7 @@ from tests.export.kit import product
 from tests.tiny import byte_tokenizer
 
 from skimp.errors import ExportError
-from skimp.export.ask import ask
+from skimp.export.ask import Question, ask, ask_all
 from skimp.export.registry import TARGETS
 from skimp.export.target import Check, Product
 from skimp.export.verify import EXACT, compare, make_prompts, verify
@@ -32,12 +32,17 @@ def written_as(form: str, folder: Path) -> Written:
     return Written("stub", form, folder, folder, 1)
 
 
+def question(texts: list[list[int]], new: int, model: str = "model") -> Question:
+    return Question(Path(model), "f32", texts, new)
+
+
 def fake(folder: Path, body: str, **answer: Any) -> Check:
     """A check whose script gives this answer, `job` being the job."""
     script = folder / "engine.py"
     script.write_text(
-        f"import json, sys\njob = json.load(sys.stdin)\nanswer = {answer!r}\n{body}\n"
-        "open(job['answer'], 'w').write(json.dumps(answer))\n"
+        f"import json, sys\nfor line in sys.stdin:\n    job = json.loads(line)\n"
+        f"    answer = {answer!r}\n    {body}\n"
+        "    open(job['answer'], 'w').write(json.dumps(answer))\n"
     )
     return Check(str(script), "json", "nothing", ("logits", "tokens"))
 
@@ -66,7 +71,7 @@ def compared(made: Product, form: str = "f32", change: Callable[[Any], None] | N
         change(answer)
     answer["logits"] = answer["logits"].tolist()
     found = read(PLANNED.check, json.dumps(answer), texts, 4)
-    return compare(made, written_as(form, Path()), texts, found)
+    return compare(made, written_as(form, Path()), question(texts, 4), found)
 
 
 def test_transformers_says_the_same(made: Product, tmp_path: Path) -> None:
@@ -134,7 +139,7 @@ def test_a_near_tie_is_called_one(made: Product) -> None:
         swap(answer)
         answer["logits"] = answer["logits"].tolist()
         found = read(PLANNED.check, json.dumps(answer), texts, 1)
-        result = compare(made, written_as("f32", Path()), texts, found)
+        result = compare(made, written_as("f32", Path()), question(texts, 1), found)
     finally:
         with torch.no_grad():
             head.weight.copy_(before)
@@ -165,7 +170,7 @@ def test_some_logits_and_log_probabilities(made: Product, tmp_path: Path) -> Non
     found = compare(
         made,
         written_as("f32", tmp_path),
-        texts,
+        question(texts, 2),
         read(PLANNED.check, json.dumps(answer), texts, 2),
     )
     assert found.passed and found.normalised and "log-probability" in found.sentence
@@ -182,9 +187,9 @@ def test_prompts_are_fixed_and_fit(made: Product) -> None:
 def test_missing_engines_are_named(tmp_path: Path) -> None:
     check = Check("checks/vllm.py", "no_such_engine.part", "pip install it", ("tokens",))
     with pytest.raises(ExportError, match=r"no module no_such_engine.*`pip install it`"):
-        ask(check, tmp_path, tmp_path, "f32", [[1]], 1)
+        ask(check, question([[1]], 1))
     with pytest.raises(ExportError, match=r"--engine-python: .*nowhere cannot be run"):
-        ask(check, tmp_path, tmp_path, "f32", [[1]], 1, python=tmp_path / "nowhere")
+        ask(check, question([[1]], 1), python=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -200,17 +205,31 @@ def test_failing_engines_are_quoted(
     body: str, answer: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        ask(fake(tmp_path, body, **answer), tmp_path, tmp_path, "f32", [[1]], 2)
+        ask(fake(tmp_path, body, **answer), question([[1]], 2))
 
 
 def test_engines_may_print(tmp_path: Path) -> None:
     check = fake(tmp_path, "print('INFO'); answer['tokens'] = [[1, 2]]", engine="x", logits=None)
-    found = ask(check, tmp_path, tmp_path, "f32", [[1]], 2)
+    found = ask(check, question([[1]], 2))
     assert (found.engine, found.tokens, found.logits) == ("x", [[1, 2]], None)
 
 
-def test_environment_names_the_folder(tmp_path: Path) -> None:
+def test_the_engine_gets_its_environment(tmp_path: Path) -> None:
     body = "import os; answer['engine'] = os.environ['WHERE']; answer['tokens'] = [[1]]"
+    check = replace(fake(tmp_path, body), environment={"WHERE": "here"})
+    assert ask(check, question([[1]], 1)).engine == "here"
+
+
+def test_one_process_answers_about_many_models(tmp_path: Path) -> None:
+    """A model that the engine fails on costs the others nothing but another start."""
+    body = (
+        "import os; answer['engine'] = str(os.getpid()); answer['tokens'] = [[1]]\n"
+        "    assert not job['model'].endswith('bad'), 'no such layer'"
+    )
     check = fake(tmp_path, body)
-    check = Check(check.script, "json", "", ("tokens",), {"WHERE": "{folder}/plugin"})
-    assert ask(check, tmp_path, tmp_path, "f32", [[1]], 1).engine == f"{tmp_path}/plugin"
+    models = ("a", "b", "bad", "c", "d")
+    found = list(ask_all(check, [question([[1]], 1, model) for model in models]))
+    assert [isinstance(each, ExportError) for each in found] == [False, False, True, False, False]
+    assert "bad (AssertionError: no such layer)" in str(found[2])
+    a, b, c, d = (getattr(found[i], "engine", None) for i in (0, 1, 3, 4))
+    assert a == b != c == d

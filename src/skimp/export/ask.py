@@ -1,6 +1,6 @@
-"""Ask an engine, in its own interpreter, what an exported model says.
+"""Ask an engine, in its own interpreter, what exported models say.
 
-A check's script reads a *job* from standard input, one JSON object:
+A check's script reads *jobs* from standard input, each a line of JSON, and does them in turn:
 
     model    path of what the engine loads
     form     the number format that it was written in
@@ -11,7 +11,7 @@ A check's script reads a *job* from standard input, one JSON object:
     answer   the file to write the answer to
     scratch  an empty folder for arrays
 
-and writes its *answer*, one JSON object, to that file (or as the last line of standard output):
+and writes each job's *answer*, one JSON object, to that file:
 
     engine   name and version
     tokens   a list of the new token ids for each prompt
@@ -23,15 +23,14 @@ and writes its *answer*, one JSON object, to that file (or as the last line of s
              - {"ids": FILE, "values": FILE}, .npy files [prompts, K]: the logits of K tokens only
     normalised  true where they are log-probabilities
     texts    the token ids of each of the job's texts, with those that stand around any text
+
+Engines take long to start, so one process is given many jobs. A script that fails ends; those jobs
+that it leaves over are given to a new one.
 """
 
 import json
-import os
-import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,24 @@ from typing import Any
 import numpy as np
 
 from skimp.errors import ExportError
+from skimp.export.interpreter import Interpreter
 from skimp.export.target import Check
 
 _HERE = Path(__file__).parent
-_ERROR = re.compile(r"\b\w*(Error|Exception): ")
-# Scripts bear their engines' names, which run as files would hide what they import.
-_RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to ask of one exported model.
+
+    `model`: what the engine loads. `texts`: to be divided into tokens; the check must tell "texts".
+    """
+
+    model: Path
+    form: str
+    prompts: Sequence[Sequence[int]]
+    new: int
+    texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -70,68 +81,70 @@ class Answer:
     texts: tuple[list[int], ...] = ()
 
 
-def ask(
-    check: Check,
-    model: Path,
-    folder: Path,
-    form: str,
-    prompts: Sequence[Sequence[int]],
-    new: int,
-    *,
-    texts: Sequence[str] = (),
-    python: Path | None = None,
-) -> Answer:
-    """Run the check's script and read its answer.
+def ask(check: Check, question: Question, *, python: Path | None = None) -> Answer:
+    """Ask about one model.
 
     Args:
-        model: what the engine loads.
-        folder: stands for `{folder}` in the check's environment variables.
-        texts: to be divided into tokens; the check must tell "texts".
         python: the engine's interpreter; this one by default.
 
     Raises:
         ExportError: no such interpreter, the engine is not installed in it, it fails, or its answer
             is not what was asked for.
     """
-    interpreter = str(Path(python).expanduser().absolute() if python else sys.executable)
-    environment = {**os.environ, **_fill_in(check.environment, folder)}
-    _require(check, interpreter, environment)
-    with tempfile.TemporaryDirectory(prefix="skimp-check.") as scratch:
-        answer = Path(scratch) / "answer.json"
-        job = {
-            "model": str(model.absolute()),
-            "form": form,
-            "prompts": [list(map(int, prompt)) for prompt in prompts],
-            "new": new,
-            "logits": "logits" in check.tells,
-            "texts": list(texts),
-            "answer": str(answer),
-            "scratch": scratch,
-        }
-        words = [interpreter, "-c", _RUN, str(_script(check))]
-        done = _run(words, environment, json.dumps(job), scratch)
-        if done.returncode:
-            raise ExportError(
-                f"--verify: {check.module} failed on {model} ({_last_words(done.stderr)})."
-            )
-        text = answer.read_text() if answer.is_file() else _last_line(done.stdout)
-        return read(check, text, prompts, new)
+    (found,) = ask_all(check, [question], python=python)
+    if isinstance(found, ExportError):
+        raise found
+    return found
 
 
-def _fill_in(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    place = str(folder.absolute())
-    return {key: value.replace("{folder}", place) for key, value in environment.items()}
+def ask_all(
+    check: Check, questions: Sequence[Question], *, python: Path | None = None
+) -> Iterator[Answer | ExportError]:
+    """The answers in order, from as few processes as may be; an error for a model that fails.
 
-
-def _require(check: Check, interpreter: str, environment: Mapping[str, str]) -> None:
-    # A package named by a dotted path is looked up by its root: finding a submodule imports it.
-    root = check.module.partition(".")[0]
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({root!r}) is None)"
-    if _run([interpreter, "-c", code], environment).returncode:
+    Raises:
+        ExportError: no such interpreter, or the engine is not installed in it.
+    """
+    interpreter = Interpreter.of(python, **check.environment)
+    if not interpreter.has(check.module):
         raise ExportError(
-            f"--verify: {interpreter} has no module {check.module}; install it "
+            f"--verify: {interpreter.path} has no module {check.module}; install it "
             f"(`{check.install}`), or name the engine's interpreter by --engine-python."
         )
+    left = list(questions)
+    while left:
+        with tempfile.TemporaryDirectory(prefix="skimp-check.") as scratch:
+            folders = [Path(scratch) / str(number) for number in range(len(left))]
+            for folder in folders:
+                folder.mkdir()
+            jobs = "".join(map(_job, left, folders, [check] * len(left)))
+            done = interpreter.run(_script(check), jobs, scratch)
+            for folder in folders:
+                path = folder / _ANSWER
+                if done.status and not path.is_file():
+                    yield ExportError(
+                        f"--verify: {check.module} failed on {left[0].model} ({done.last_words})."
+                    )
+                    del left[0]
+                    break  # it did none of the others
+                yield _read_file(check, path, left.pop(0))
+
+
+_ANSWER = "answer.json"
+
+
+def _job(question: Question, folder: Path, check: Check) -> str:
+    job = {
+        "model": str(question.model.absolute()),
+        "form": question.form,
+        "prompts": [list(map(int, prompt)) for prompt in question.prompts],
+        "new": question.new,
+        "logits": "logits" in check.tells,
+        "texts": list(question.texts),
+        "answer": str(folder / _ANSWER),
+        "scratch": str(folder),
+    }
+    return json.dumps(job) + "\n"
 
 
 def _script(check: Check) -> Path:
@@ -139,37 +152,12 @@ def _script(check: Check) -> Path:
     return direct if direct.is_file() else _HERE / "checks" / check.script
 
 
-def _run(
-    words: list[str], environment: Mapping[str, str], text: str = "", folder: str | None = None
-) -> subprocess.CompletedProcess[str]:
+def _read_file(check: Check, path: Path, question: Question) -> Answer | ExportError:
     try:
-        return subprocess.run(
-            words,
-            input=text,
-            env=dict(environment),
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    except OSError as error:
-        raise ExportError(
-            f"--engine-python: {words[0]} cannot be run ({error.strerror or error}); give the path "
-            "of a Python interpreter."
-        ) from None
-
-
-def _last_words(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    # Bars and farewells may follow the error.
-    errors = [line for line in lines if _ERROR.search(line)]
-    return (errors or lines or ["it said nothing"])[-1][:300]
-
-
-def _last_line(stdout: str) -> str:
-    lines = [line for line in stdout.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+        text = path.read_text() if path.is_file() else ""
+        return read(check, text, question.prompts, question.new)
+    except ExportError as error:
+        return error
 
 
 def read(check: Check, text: str, prompts: Sequence[Sequence[int]], new: int) -> Answer:

@@ -64,11 +64,10 @@ class Check:
     """How an engine is asked what a written model says.
 
     `script`: a file of this package that the engine's own interpreter runs; it needs nothing of
-    skimp, reads a job as JSON from standard input and answers in JSON (the formats stand in
+    skimp, reads jobs as JSON from standard input and answers in JSON (the formats stand in
     :mod:`skimp.export.ask`). `module`: what must be importable there. `install`: how to get it.
-    `environment`: variables the engine needs, `{folder}` standing for the exported folder.
-    `tells`: what is compared, "logits" or, where an engine gives none or computes in fewer bits,
-    "tokens".
+    `environment`: variables the engine needs. `tells`: what is compared, "logits" or, where an
+    engine gives none or computes in fewer bits, "tokens".
     """
 
     script: str

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from skimp.errors import ExportError
 from skimp.export import dividing
-from skimp.export.ask import Answer, Logits, ask
-from skimp.export.target import Product, Target
+from skimp.export.ask import Answer, Logits, Question, ask
+from skimp.export.target import Check, Product, Target
 from skimp.export.write import Written
 from skimp.progress import SILENT, Progress
 
@@ -126,34 +126,32 @@ def verify(
     check = target.check
     if check is None:
         raise ExportError(f"--verify: {target.name} has no engine to ask; leave it out.")
-    texts = make_prompts(product, prompts, new)
+    question = question_for(product, check, written, prompts, new)
+    with progress.task(f"asking {check.module}", None) as step:
+        answer = ask(check, question, python=python)
+        step()
+    return compare(product, written, question, answer, progress)
+
+
+def question_for(
+    product: Product, check: Check, written: Written, prompts: int = PROMPTS, new: int = NEW
+) -> Question:
+    """What to ask the engine of a model on disk."""
     tells = product.tokenizer is not None and "texts" in check.tells
     divided = dividing.texts(product.tokenizer) if tells else ()
-    with progress.task(f"asking {check.module}", None) as step:
-        answer = ask(
-            check,
-            written.path,
-            written.folder,
-            written.form,
-            texts,
-            new,
-            texts=divided,
-            python=python,
-        )
-        step()
-    found = compare(product, written, texts, answer, progress)
-    otherwise = dividing.otherwise(product.tokenizer, divided, answer.texts)
-    return replace(found, texts=len(divided), divided_otherwise=tuple(otherwise))
+    texts = make_prompts(product, prompts, new)
+    return Question(written.path, written.form, texts, new, tuple(divided))
 
 
 def compare(
     product: Product,
     written: Written,
-    texts: Sequence[list[int]],
+    question: Question,
     answer: Answer,
     progress: Progress = SILENT,
 ) -> Verification:
-    """Hold an engine's answer to the prompts `texts` against the planned model."""
+    """Hold an engine's answer to the question against the planned model."""
+    texts = question.prompts
     model = _in_float32(product.model)
     deltas: list[np.ndarray] = []
     found: list[Difference] = []
@@ -168,7 +166,9 @@ def compare(
     largest = max((float(each.max()) for each in deltas), default=None)
     rows = [len(each.values) for each in answer.logits] if answer.logits else [1] * len(texts)
     noise = _noise(product, written.form, list(zip(texts, rows, strict=True)), model, largest)
-    return _sum_up(written, answer, deltas, found, largest, noise)
+    otherwise = dividing.otherwise(product.tokenizer, question.texts, answer.texts)
+    summed = _sum_up(written, answer, deltas, found, largest, noise)
+    return replace(summed, texts=len(question.texts), divided_otherwise=tuple(otherwise))
 
 
 def make_prompts(product: Product, count: int, new: int) -> list[list[int]]:
@@ -229,7 +229,7 @@ def _differing(prompt: int, logits: Tensor, tokens: Sequence[int]) -> list[Diffe
 def _noise(
     product: Product,
     form: str,
-    texts: Sequence[tuple[list[int], int]],
+    texts: Sequence[tuple[Sequence[int], int]],
     model: Any,
     largest: float | None,
 ) -> float | None:

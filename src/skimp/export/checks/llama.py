@@ -1,4 +1,4 @@
-"""Ask llama.cpp; see :mod:`skimp.export.ask` for job and answer. Runs without skimp.
+"""Ask llama.cpp; see :mod:`skimp.export.ask` for jobs and answers. Runs without skimp.
 
 Keys and values are kept in float32, so that nothing but the weights' own format rounds. The answer
 also holds `ends`, all tokens at which llama.cpp stops.
@@ -16,8 +16,15 @@ import numpy as np
 
 
 def main() -> None:
-    """Read the job, write the answer."""
-    job: dict[str, Any] = json.load(sys.stdin)
+    """Answer the jobs on standard input, one a line."""
+    llama_cpp.llama_backend_init()
+    for line in sys.stdin:
+        job: dict[str, Any] = json.loads(line)
+        Path(job["answer"]).write_text(json.dumps(answer(job)))
+
+
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """What llama.cpp says."""
     prompts = job["prompts"]
     length = max((len(prompt) for prompt in prompts), default=1) + job["new"]
     engine = Engine(job["model"], length)
@@ -29,21 +36,21 @@ def main() -> None:
             np.save(path, rows)
         logits.append(path)
         tokens.append(engine.greedy(rows[-1], job["new"]))
-    answer = {
+    found = {
         "engine": f"llama.cpp (llama-cpp-python {version('llama-cpp-python')})",
         "tokens": tokens,
         "logits": logits if job["logits"] else None,
         "texts": [engine.tokenize(text) for text in job["texts"]],
         "ends": engine.ends(),
     }
-    Path(job["answer"]).write_text(json.dumps(answer))
+    engine.close()
+    return found
 
 
 class Engine:
     """One model and one context, through the C interface."""
 
     def __init__(self, file: str, length: int) -> None:
-        llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
         self._model = llama_cpp.llama_model_load_from_file(file.encode(), settings)
         if not self._model:
@@ -59,6 +66,11 @@ class Engine:
             sys.exit(f"llama.cpp cannot make room for {length} tokens of {file}")
         self._words = llama_cpp.llama_model_get_vocab(self._model)
         self._size = llama_cpp.llama_vocab_n_tokens(self._words)
+
+    def close(self) -> None:
+        """Give its memory back, which Python does not see."""
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
 
     def read(self, ids: list[int], *, fresh: bool = False) -> np.ndarray:
         """The logits [tokens, vocabulary] after each of `ids`; `fresh`: nothing stands before."""

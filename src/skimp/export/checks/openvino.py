@@ -1,4 +1,4 @@
-"""Ask OpenVINO; see :mod:`skimp.export.ask` for job and answer. Runs without skimp."""
+"""Ask OpenVINO; see :mod:`skimp.export.ask` for jobs and answers. Runs without skimp."""
 
 import json
 import sys
@@ -19,8 +19,14 @@ EXACT = {
 
 
 def main() -> None:
-    """Answer the job on standard input."""
-    job: dict[str, Any] = json.load(sys.stdin)
+    """Answer the jobs on standard input, one a line."""
+    for line in sys.stdin:
+        job: dict[str, Any] = json.loads(line)
+        Path(job["answer"]).write_text(json.dumps(answer(job)))
+
+
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """What OpenVINO says."""
     core = openvino.Core()
     model = core.compile_model(f"{job['model']}/openvino_model.xml", "CPU", EXACT)
     request = model.create_infer_request()
@@ -37,12 +43,11 @@ def main() -> None:
             found = read(request, inputs, taken[-1:], len(prompt) + len(taken) - 1)
             taken.append(int(found[-1].argmax()))
         tokens.append(taken)
-    answer = {
+    return {
         "engine": f"OpenVINO {openvino.get_version().split('-')[0]}",
         "tokens": tokens,
         "logits": logits if job["logits"] else None,
     }
-    Path(job["answer"]).write_text(json.dumps(answer))
 
 
 def read(request: Any, inputs: set[str], tokens: list[int], seen: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Ask transformers; see :mod:`skimp.export.ask` for job and answer. Runs without skimp."""
+"""Ask transformers; see :mod:`skimp.export.ask` for jobs and answers. Runs without skimp."""
 
 import json
 import sys
@@ -13,8 +13,14 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 def main() -> None:
-    """Answer the job on standard input."""
-    job: dict[str, Any] = json.load(sys.stdin)
+    """Answer the jobs on standard input, one a line."""
+    for line in sys.stdin:
+        job: dict[str, Any] = json.loads(line)
+        Path(job["answer"]).write_text(json.dumps(answer(job)))
+
+
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """What transformers says."""
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         job["model"],
         dtype=DTYPES[job["form"]],
@@ -30,12 +36,11 @@ def main() -> None:
             np.save(path, found.logits[0].float().numpy())
             logits.append(path)
             tokens.append(greedy(model, found, job["new"]))
-    answer = {
+    return {
         "engine": f"transformers {transformers.__version__}",
         "tokens": tokens,
         "logits": logits if job["logits"] else None,
     }
-    Path(job["answer"]).write_text(json.dumps(answer))
 
 
 def greedy(model: Any, found: Any, new: int) -> list[int]:

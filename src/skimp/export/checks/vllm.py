@@ -1,5 +1,6 @@
-"""Ask vLLM; see :mod:`skimp.export.ask` for job and answer. Runs without skimp."""
+"""Ask vLLM; see :mod:`skimp.export.ask` for jobs and answers. Runs without skimp."""
 
+import gc
 import json
 import sys
 from importlib import import_module
@@ -17,9 +18,11 @@ TOKENS = 2048
 
 
 def main() -> None:
-    """Answer the job on standard input."""
-    job: dict[str, Any] = json.load(sys.stdin)
-    Path(job["answer"]).write_text(json.dumps(answer(job)))
+    """Answer the jobs on standard input, one a line."""
+    for line in sys.stdin:
+        job: dict[str, Any] = json.loads(line)
+        Path(job["answer"]).write_text(json.dumps(answer(job)))
+        gc.collect()  # an engine's parts know each other; its cache must go before the next one's
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:

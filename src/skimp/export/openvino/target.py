@@ -6,14 +6,12 @@ whose interpreter is named by `--engine-python`, and :mod:`.convert` runs there.
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from functools import cache
 from pathlib import Path
 
 from skimp.errors import ExportError
+from skimp.export.interpreter import Interpreter
 from skimp.export.target import Check, Obstacle, Product
 from skimp.methods import folder as planned_folder
 
@@ -46,9 +44,9 @@ class OpenVINO:
         if kind not in FAMILIES:
             reason = f"{kind} models were not tried (known: {', '.join(FAMILIES)})"
             found.append(Obstacle("model", reason, "export `--to transformers`"))
-        interpreter = _interpreter(product.python)
-        if not _converts(interpreter):
-            reason = f"{interpreter} has no optimum-intel, which converts"
+        interpreter = _interpreter(product)
+        if not _converts(interpreter.path):
+            reason = f"{interpreter.path} has no optimum-intel, which converts"
             remedy = f"install it there (`{CHECK.install}`) or name another interpreter"
             found.append(Obstacle("--engine-python", reason, remedy))
         return found
@@ -69,7 +67,7 @@ class OpenVINO:
                 "family": product.dense.model_type,
                 "form": form,
             }
-            convert(job, _interpreter(product.python))
+            convert(job, _interpreter(product))
         if product.tokenizer is not None:
             product.tokenizer.save_pretrained(folder)
         return folder
@@ -100,46 +98,22 @@ print(openvino_genai.LLMPipeline("MODEL", "CPU").generate("Once", max_new_tokens
 """
 
 
-def _interpreter(python: Path | None) -> str:
-    return str(python.expanduser().absolute()) if python else sys.executable
+def _interpreter(product: Product) -> Interpreter:
+    return Interpreter.of(product.python, HF_HUB_OFFLINE="1")
 
 
 @cache
-def _converts(interpreter: str) -> bool:
+def _converts(path: str) -> bool:
     """Whether optimum and OpenVINO are there."""
-    code = (
-        "import importlib.util, sys; "
-        "sys.exit(any(importlib.util.find_spec(n) is None for n in ('optimum', 'openvino')))"
-    )
-    return not _run([interpreter, "-c", code], "").returncode
+    return Interpreter(path).has("optimum", "openvino")
 
 
-def convert(job: dict[str, str], interpreter: str) -> None:
+def convert(job: dict[str, str], interpreter: Interpreter) -> None:
     """Run :mod:`.convert`.
 
     Raises:
         ExportError: the interpreter cannot be run, or the conversion fails.
     """
-    done = _run([interpreter, str(_SCRIPT)], json.dumps(job))
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        last = lines[-1][:300] if lines else "it said nothing"
-        raise ExportError(f"--to openvino: the conversion failed ({last}).")
-
-
-def _run(words: list[str], text: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            words,
-            input=text,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    except OSError as error:
-        raise ExportError(
-            f"--engine-python: {words[0]} cannot be run ({error.strerror or error}); give the path "
-            "of a Python interpreter."
-        ) from None
+    done = interpreter.run(_SCRIPT, json.dumps(job))
+    if done.status:
+        raise ExportError(f"--to openvino: the conversion failed ({done.last_words}).")
