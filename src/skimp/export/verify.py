@@ -55,7 +55,7 @@ class Verification:
     `normalised`; None where the engine gives none. `equal`: prompts whose tokens are all the
     planned model's, `ties`: others whose differing tokens are ties, `differ`: the rest. `noise`:
     the largest difference of logits that the number format explains; None for quantized weights,
-    whose loss is what the figures show, and then a tie is a margin within `max_difference`.
+    whose loss is what the figures show, so that nothing is called a tie.
     `passed`: None where there is no bar. `texts`: how many the engine's own tokenizer divided, and
     `divided_otherwise` those of them in which the model's finds other tokens.
     """
@@ -262,10 +262,9 @@ def _sum_up(
     if largest is not None and not np.isfinite(largest):
         raise ExportError("--verify: the engine's logits are not finite numbers.")
     count = sum(each.size for each in deltas)
-    allowed = noise if noise is not None else largest
-    # Two logits that each move by so much can change places when they are twice that apart.
-    bound = 0.0 if allowed is None else 2 * allowed
-    found = [replace(each, tie=each.margin <= bound) for each in found]
+    if noise is not None:
+        # Two logits that each move by so much can change places when they are twice that apart.
+        found = [replace(each, tie=each.margin <= 2 * noise) for each in found]
     touched = {each.prompt for each in found}
     wrong = {each.prompt for each in found if not each.tie}
     passed = None
