@@ -3,12 +3,9 @@
 `coverage` draws the documents of a finished search's judging text anew, 100 times, and each time
 lets budgets of many sizes choose by what was drawn: how often does the chosen plan keep the limit
 on all of the documents? `speeds` sets what is promised of plans, chosen for drawn workloads and
-wanted speeds, against a further timing. `prices` and `speeds` want the machine for themselves,
-`picks`, between them, does not.
+wanted speeds, against a further timing; it wants the machine for itself.
 
     .venv/bin/python bench/search.py coverage FOLDER --json bench/results/search-coverage.json
-    .venv/bin/python bench/search.py prices MODEL
-    .venv/bin/python bench/search.py picks MODEL FOLDER
     .venv/bin/python bench/search.py speeds MODEL FOLDER --json bench/results/search-speeds.json
 """
 
@@ -16,8 +13,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +22,19 @@ import torch
 
 import skimp
 from skimp.finder.budget import Budget
-from skimp.finder.choices import plan_of
+from skimp.finder.choices import Choice, Place, plan_of
 from skimp.finder.clock import Clock, measure_prices
 from skimp.finder.judge import bare
-from skimp.finder.ladder import Ladder
+from skimp.finder.knapsack import pick
 from skimp.finder.menu import Menu
-from skimp.finder.prices import Bytes, made_up
+from skimp.finder.prices import made_up
 from skimp.finder.proof import judge, pass_in_order
 from skimp.finder.search import SPARE
 from skimp.finder.select import select
 from skimp.finder.state import State, read_json
-from skimp.finder.workers import read_texts
 from skimp.measure import cost
 from skimp.measure.machine import identity
 from skimp.methods.registry import reduce
-from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 from skimp.workload import Workload
 
@@ -82,101 +76,71 @@ def coverage(folder: Path, resamples: int) -> dict[str, Any]:
     }
 
 
-def prices(source: str) -> dict[str, Any]:
-    """The machine's prices at every workload, which searches keep in the cache folder."""
-    model = skimp.load(source).model
-    return {
-        words: dict(measure_prices(model, Workload.parse(words), thin=True).prices)
-        for words in WORKLOADS
-    }
+def speeds(source: str, folder: Path, number: int, seconds: float) -> dict[str, Any]:
+    """Promised and measured speed of what the knapsack picks for drawn budgets on speed.
 
-
-def picks(source: str, folder: Path, number: int) -> dict[str, Any]:
-    """What the ladder chooses for drawn budgets on speed, by measured prices; nothing is timed."""
-    model = skimp.load(source).model
-    texts, draw = read_texts(folder), random.Random(0)
-    for words in WORKLOADS:
-        workload = Workload.parse(words)
-        by_bytes = Menu.of(model, workload, Bytes())
-        menu = replace(by_bytes, prices=measure_prices(model, workload, thin=True))
-        state = State(_beside(folder, words), {"workload": words})
-        budgets = [round(draw.uniform(1.05, 1.7), 3) for _ in range(number // len(WORKLOADS))]
-        with Ladder(model, menu, texts, state, 0) as ladder:
-            ladder.groups = ["calibrated"]
-            for budget in budgets:
-                (rung,) = ladder.rungs(budget * SPARE)
-                plan = bare(plan_of(rung.chosen, menu.anatomy))
-                asked = Asked(budget, menu.speedup(rung.chosen), dict(plan.sections))
-                state.remember(f"asked-{budget}", lambda asked=asked: asdict(asked))
-                print(words, budget, asked.foretold, flush=True)
-    return {}
-
-
-def speeds(source: str, folder: Path, seconds: float) -> dict[str, Any]:
-    """Promised and measured speed of the plans that :func:`picks` chose.
-
-    A first timing is what a search promises, a second one decides whether the plan is handed out,
-    a third is what it then runs at. For `seconds`; the same command goes on later. Weights are made
-    up, which changes no time.
+    By the machine's prices, and by the harms that a search foretold in `folder`. A first timing is
+    what a search has, a second one decides whether the plan is handed out and with what promise, a
+    third is what it then runs at. No timing begins after `seconds`; the same command goes on later.
+    Weights are made up, which changes no time.
     """
     model, rows, began = skimp.load(source).model, [], time.monotonic()
+    draw = random.Random(0)
     for words in WORKLOADS:
-        workload, place = Workload.parse(words), _beside(folder, words)
-        state, clock = State(place, {"workload": words}), Clock(model, workload)
-        for path in sorted(place.glob("asked-*.json")):
-            asked = Asked(**read_json(path)["found"])
-            plan = asked.plan(clock.anatomy)
+        workload = Workload.parse(words)
+        menu = Menu.of(model, workload, measure_prices(model, workload, thin=True))
+        menu = menu.of_groups(("drop", "calibrated"))
+        harms = _foretold(folder, menu)
+        state = State(folder.with_suffix(f".speeds-{words}"), {"workload": words})
+        clock = Clock(model, workload)
+        for _ in range(number // len(WORKLOADS)):
+            budget = round(draw.uniform(1.05, 1.7), 3)
+            chosen = pick(harms, menu.savings, menu.dense * (1 - 1 / (budget * SPARE)))
+            assert chosen is not None
+            plan = made_up(bare(plan_of(chosen, menu.anatomy)), menu.anatomy)
+            name = f"timed-{budget}"
+            late = time.monotonic() - began > seconds
+            if late and not (state.folder / f"{name}.json").exists():
+                continue
 
-            def timed(plan: Plan = plan, clock: Clock = clock) -> list[Any]:
+            def timed(plan: Plan = plan, clock: Clock = clock) -> list[list[float]]:
                 found = [clock.speedup(plan) for _ in range(TIMES)]
                 return [[each.estimate, *each.pair] for each in found]
 
-            name = path.stem.replace("asked", "timed")
-            if time.monotonic() - began > seconds and not (place / f"{name}.json").exists():
-                continue
-            rows.append(_row(words, asked, clock.anatomy, workload, state.remember(name, timed)))
+            row = {"workload": words, "budget": budget, "foretold": menu.speedup(chosen)}
+            bound = cost.byte_bound(menu.anatomy, reduce(plan, menu.anatomy), workload)
+            rows.append({**row, "byte_bound": bound, **_handed(budget, bound, state, name, timed)})
             print(rows[-1], flush=True)
     return _summary(rows)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A drawn budget on speed, and the plan chosen for it with the speed that prices foretell."""
-
-    budget: float
-    foretold: float
-    sections: Mapping[str, Mapping[str, Any]]
-
-    def plan(self, dense: Anatomy) -> Plan:
-        """The plan with made-up values."""
-        plan = Plan.empty(dense)
-        for name, section in self.sections.items():
-            plan = plan.with_section(name, dict(section))
-        return made_up(plan, dense)
+def _foretold(folder: Path, menu: Menu) -> dict[Place, dict[Choice | None, float]]:
+    """Harms of the menu's choices, as a search foretold them."""
+    found: dict[Place, dict[Choice | None, float]] = {}
+    for layer, kind, offer, level, rise in read_json(folder / "foretold.json")["found"]:
+        choice = Choice(layer, kind, offer, level)
+        if choice in menu.choices:
+            found.setdefault(choice.place, {None: 0.0})[choice] = rise
+    return found
 
 
-def _row(
-    words: str, asked: Asked, dense: Anatomy, workload: Workload, timings: list[list[float]]
+def _handed(
+    budget: float, bound: float, state: State, name: str, timed: Callable[[], list[list[float]]]
 ) -> dict[str, Any]:
-    """What a search would do with this plan alone, and how it then runs."""
-    first, second, third = timings
-    planned = reduce(asked.plan(dense), dense)
+    """What a search would do with a plan alone, and how it then runs."""
+    first, second, third = timings = state.remember(name, timed)
     entry = {
         "number": 1,
         "source": "finder",
         "speedup": first[0],
         "speedup_interval": first[1:],
-        "byte_bound": cost.byte_bound(dense, planned, workload),
+        "byte_bound": bound,
         "loss_difference": 0.0,
         "tokens": 0,
     }
-    budget = Budget.parse([f"speedup>={asked.budget}"])
-    found = select(budget, [entry], {1: []}, lambda _: (second[0], (second[1], second[2])))
+    limit = Budget.parse([f"speedup>={budget}"])
+    found = select(limit, [entry], {1: []}, lambda _: (second[0], (second[1], second[2])))
     return {
-        "workload": words,
-        "budget": asked.budget,
-        "foretold": asked.foretold,
-        "byte_bound": entry["byte_bound"],
         "handed_out": found.number is not None,
         "withheld": [each["reason"] for each in found.withheld],
         "timings": timings,
@@ -204,13 +168,9 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _beside(folder: Path, words: str) -> Path:
-    return folder.with_suffix(f".speeds-{words}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("coverage", "prices", "picks", "speeds"))
+    parser.add_argument("what", choices=("coverage", "speeds"))
     parser.add_argument("names", nargs="+")
     parser.add_argument("--number", type=int)
     parser.add_argument("--seconds", type=float, default=float("inf"))
@@ -219,12 +179,8 @@ def main() -> None:
     source, folder = given.names[0], Path(given.names[-1])
     if given.what == "coverage":
         found = coverage(folder, given.number or 100)
-    elif given.what == "prices":
-        found = prices(source)
-    elif given.what == "picks":
-        found = picks(source, folder, given.number or 60)
     else:
-        found = speeds(source, folder, given.seconds)
+        found = speeds(source, folder, given.number or 60, given.seconds)
     document = {"skimp": skimp.__version__, "machine": identity(), given.what: found}
     print(json.dumps(found, indent=1))
     if given.json is not None:
