@@ -150,7 +150,7 @@ def test_rules_stand_beside_the_frontier(
     search(skimp, folder, long_text, "p.yaml", *words)
     plans = read(tmp_path / "p.json")["search"]["plans"]
     names = {entry["name"] for entry in plans if entry["source"] == "rule"}
-    assert {"last, attention 25%", "cosine, attention 50%", "GRIFFIN 0.5"} <= names
+    assert {"last, attention 25%", "cosine, attention 50%", "GRIFFIN 0.5", "AdaInfer"} <= names
     assert all(entry["kl"] >= 0 for entry in plans)
     skimp("report", "--plan", "p.json", "--out", "r.html")
     assert "Frontier" in (tmp_path / "r.html").read_text()

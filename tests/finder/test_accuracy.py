@@ -133,6 +133,7 @@ def entries(speeds: Sequence[float]) -> list[dict[str, Any]]:
             "source": "finder",
             "file": str(number),
             "speedup": None,
+            "speedup_interval": None,
             "byte_bound": speed,
             "loss_difference": 0.1 * number,
             "joint": 0.1 * number,

@@ -102,6 +102,21 @@ def test_a_plan_slower_than_promised_is_withheld_with_the_reason() -> None:
     assert "by its bytes it could be 1.41x" in found.withheld[0]["reason"]
 
 
+def test_both_timings_make_the_promise() -> None:
+    found = chosen("loss<=30%", plans=[(1.4, 0.1)], again=0.97)
+    assert found.promise is not None
+    assert found.promise["speedup"] == pytest.approx(1.4 * 0.97**0.5)
+    low, high = found.promise["speedup_interval"]
+    assert low == pytest.approx(1.4 * 0.97 - 0.01) and high == pytest.approx(1.41)
+
+
+def test_a_plan_that_both_timings_find_too_slow_is_withheld() -> None:
+    found = chosen("speedup>=1.3x", plans=[(1.31, 0.1), (1.5, 0.3)], again=0.97)
+    assert found.number == 2
+    assert [each["number"] for each in found.withheld] == [1]
+    assert "less than asked for" in found.withheld[0]["reason"]
+
+
 def test_memory_counts_at_the_workload() -> None:
     assert chosen("memory<=0.8GiB", plans=PLANS).number == 3
 

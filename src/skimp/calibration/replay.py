@@ -6,7 +6,6 @@ that stand in the model at construction; what surgery does *inside* a layer is s
 to happen meanwhile.
 """
 
-import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from skimp.models.anatomy import KINDS, Kind
 from skimp.models.families import Branch, Family
 from skimp.models.reading import family_of
+from skimp.models.some_logits import last_only
 from skimp.models.surgery import Surgery
 
 
@@ -277,12 +277,9 @@ class Replay:
         outputs = self.family.layer_outputs
         recorders = [_Recorder(layer, outputs) for layer in self.layers]
         with self._in_place_of_layers(recorders):
-            self.model(input_ids=batch.ids, use_cache=False, **self._few_logits())
+            last = last_only(self.model, batch.ids.shape[1], self.device)
+            self.model(input_ids=batch.ids, use_cache=False, **last)
         return recorders[0].hidden, [recorder.call for recorder in recorders]
-
-    def _few_logits(self) -> dict[str, int]:
-        names = inspect.signature(self.model.forward).parameters
-        return {"logits_to_keep": 1} if "logits_to_keep" in names else {}
 
     @contextmanager
     def _in_place_of_layers(self, modules: Sequence[nn.Module]) -> Iterator[None]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from skimp.errors import CalibrationError
+from skimp.models.some_logits import last_only
 from skimp.progress import SILENT, Progress
 
 WINDOW = 256
@@ -206,6 +207,7 @@ def _continue(
         top_k=0,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
+        **last_only(model, 0, device),
     ).cpu()
     return [
         torch.cat([prompt, _until_end(row[width:], ends)])

@@ -11,6 +11,7 @@ from skimp.engine.attention import Unsupported
 from skimp.engine.slots import Entry, Pass, SlotCache, SlotShape
 from skimp.models.anatomy import Anatomy
 from skimp.models.carve import KEEP
+from skimp.models.some_logits import last_only
 
 
 @dataclass
@@ -100,21 +101,3 @@ def forward(model: Any, cache: Any, run: Pass, tokens: Tensor) -> Tensor:
         **last_only(model, run.queries, device),
     )
     return output.logits[:, -1]
-
-
-def last_only(model: nn.Module, queries: int, device: torch.device) -> dict[str, Any]:
-    """What asks a model for the logits of the last of `queries` positions only, if it can be asked.
-
-    Of several positions it is asked by index: the slice that a count stands for is not contiguous,
-    and torch then multiplies by a copy of the whole head.
-    """
-    if not keeps_logits(model):
-        return {}
-    return {"logits_to_keep": 1 if queries == 1 else torch.tensor([queries - 1], device=device)}
-
-
-def keeps_logits(model: nn.Module) -> bool:
-    """Whether the model can be asked for the logits of the last position only."""
-    import inspect
-
-    return "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -9,10 +9,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from skimp.engine.gates import Left, Projection, Stored, Stretch, guided
-from skimp.engine.probing import cache_indices, forward, last_only
+from skimp.engine.probing import cache_indices, forward
 from skimp.engine.slots import Pass, Slot, SlotCache, SlotShape
 from skimp.engine.state import State
 from skimp.models.anatomy import Anatomy
+from skimp.models.some_logits import last_only
 
 
 class Runner(Protocol):

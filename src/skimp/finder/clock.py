@@ -32,6 +32,7 @@ class Clock:
         """`text`: tokens that prompts are cut from where plans let tokens leave early."""
         self._model, self._workload, self._seed, self._text = model, workload, seed, text
         self._dense = Timed(Engine(model))
+        self.anatomy = self._dense.anatomy
 
     def speedup(self, plan: Plan) -> Interval:
         """The decode speedup of a fitted plan: median of turns and its 95% interval."""

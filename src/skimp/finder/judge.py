@@ -22,6 +22,7 @@ from skimp.methods.exit.section import SECTION
 from skimp.methods.experts.deciding import Chooser
 from skimp.methods.experts.modules import guided
 from skimp.methods.fit import fit_plan
+from skimp.models.some_logits import logits_at
 from skimp.plan import Plan
 from skimp.progress import SILENT, Progress
 
@@ -133,13 +134,11 @@ class Judge:
     @torch.inference_mode()
     def _logits(self, group: Windows) -> Tensor:
         """Logits [n, answer, V] that predict the answers, experts chosen by the prompts."""
-        runner: Any = self._model
         ids = group.ids.to(next(self._model.parameters()).device)
         chooser = Chooser(self._model)
         thin = guided(Thin(chooser, len(ids), group.prompt)) if chooser.widths else nullcontext()
         with thin:
-            logits = runner(input_ids=ids, use_cache=False).logits
-        return logits[:, group.prompt - 1 : -1].clone()
+            return logits_at(self._model, ids, range(group.prompt - 1, ids.shape[1] - 1))
 
 
 def quality(sums: Sequence[Sequence[float]]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from torch import nn
 from skimp.calibration.text import Calibration
 from skimp.finder.choices import thinnable
 from skimp.finder.choose import choose
+from skimp.methods.exit.fit import can_probe, candidate_layers
+from skimp.methods.exit.section import SECTION, Exit
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 
@@ -16,7 +18,10 @@ from skimp.plan import Plan
 def papers(
     model: nn.Module, tokenizer: Any, text: Calibration, seed: int
 ) -> list[tuple[str, Callable[[], Plan]]]:
-    """Names, and what makes each plan: nothing stands in the gaps, as published."""
+    """Names, and what makes each plan: nothing stands in the gaps, as published.
+
+    AdaInfer probes some layers where it is published for all, and its rule learns from other text.
+    """
     anatomy = Anatomy.of(model)
 
     def drop(rule: str, part: str, share: float) -> Plan:
@@ -35,6 +40,12 @@ def papers(
     def experts(keep: float) -> Plan:
         return Plan.empty(anatomy).with_section("experts", {"keep": keep})
 
+    def adainfer() -> Plan:
+        # A probe after the last layer with the full head would leave nothing out.
+        probes = candidate_layers(anatomy)[:-1]
+        section = Exit(tuple(probes), rule="svm", translator="plain", threshold=0.0)
+        return Plan.empty(anatomy).with_section(SECTION, section.to_dict())
+
     found: list[tuple[str, Callable[[], Plan]]] = [
         (f"{rule}, {word} {share:.0%}", partial(drop, rule, part, share))
         for rule, part, word, shares in (
@@ -45,6 +56,8 @@ def papers(
         )
         for share in shares
     ]
-    if not thinnable(model, anatomy):
-        return found
-    return [*found, *((f"GRIFFIN {keep}", partial(experts, keep)) for keep in (0.75, 0.5))]
+    if thinnable(model, anatomy):
+        found += [(f"GRIFFIN {keep}", partial(experts, keep)) for keep in (0.75, 0.5)]
+    if can_probe(model):
+        found.append(("AdaInfer", adainfer))
+    return found

@@ -96,33 +96,41 @@ def features(anatomy: Anatomy, dense: Anatomy, workload: Workload) -> dict[str, 
 
 def references(anatomy: Anatomy, thin: bool) -> list[Plan]:
     """Plans that differ in what a step reads and runs; their weights mean nothing."""
-    size, layers = anatomy.hidden_size, range(0, anatomy.dense_layers, 2)
-    found = []
-    for kind in ("attention", "ffn"):
-        rank = min(16, size)
-        section = {kind: list(layers), "fill": f"linear:{rank}"}
-        values = {}
-        for layer in layers:
+    layers = list(range(0, anatomy.dense_layers, 2))
+    fill = f"linear:{min(16, anatomy.hidden_size)}"
+    sections: list[tuple[str, dict[str, Any]]] = [
+        ("drop", {"attention": layers, "fill": fill}),
+        ("drop", {"ffn": layers, "fill": fill}),
+    ]
+    for keep in (0.8, 0.5) if thin else ():
+        sections.append(("experts", {"keep": keep, "scope": "calibrated"}))
+        sections.append(("experts", {"keep": keep}))
+    empty = Plan.empty(anatomy)
+    return [made_up(empty.with_section(name, section), anatomy) for name, section in sections]
+
+
+def made_up(plan: Plan, anatomy: Anatomy) -> Plan:
+    """A plan of the search, bare and without exits, with values that mean nothing.
+
+    It takes the time that it would take with fitted ones, its fills being linear of some rank.
+    """
+    from skimp.methods.drop import section as drops
+    from skimp.methods.experts import section as experts
+    from skimp.methods.experts.calibrated import kept_name, width_of
+
+    size, values = anatomy.hidden_size, dict[str, torch.Tensor]()
+    if "drop" in plan.sections:
+        drop = drops.read_section(plan.sections["drop"])
+        rank = drop.fill.rank or size
+        for layer, kind in drop.sublayers:
             name = f"drop.{kind}.{layer}"
             values[f"{name}.down"] = torch.zeros(rank, size)
             values[f"{name}.up"] = torch.zeros(size, rank)
             values[f"{name}.bias"] = torch.zeros(size)
-        found.append(Plan.empty(anatomy).with_section("drop", section).with_values(values))
-    for keep in (0.8, 0.5) if thin else ():
-        found.append(_narrow(anatomy, keep))
-        found.append(Plan.empty(anatomy).with_section("experts", {"keep": keep}))
-    return found
-
-
-def _narrow(anatomy: Anatomy, keep: float) -> Plan:
-    from skimp.methods.experts.calibrated import kept_name, width_of
-    from skimp.methods.experts.section import Experts
-
-    section: dict[str, Any] = {"keep": keep, "scope": "calibrated"}
-    rows = {
-        kept_name(layer): torch.arange(
-            Experts(keep=keep).count(layer, width_of(ffn, anatomy.hidden_size)), dtype=torch.int32
-        )
-        for layer, ffn in anatomy.sublayers("ffn")
-    }
-    return Plan.empty(anatomy).with_section("experts", section).with_values(rows)
+    if "experts" in plan.sections:
+        thin = experts.read_section(plan.sections["experts"])
+        for layer, ffn in anatomy.sublayers("ffn") if thin.calibrated else ():
+            if not thin.dense(layer):
+                count = thin.count(layer, width_of(ffn, size))
+                values[kept_name(layer)] = torch.arange(count, dtype=torch.int32)
+    return plan.with_values(values)

@@ -33,7 +33,7 @@ Costs = Literal["measured", "bytes"]
 Entry = dict[str, Any]
 Shown = Callable[[Sequence[tuple[float, float]], Sequence[tuple[str, float, float]]], None]
 _LOSS = 0.6  # loss on held-out text, as a share of the joint harm on the choosing text
-_SPARE = 1.02  # a plan for a wanted speed is foretold to be so much faster, so that it holds
+SPARE = 1.02  # a plan for a wanted speed is foretold to be so much faster, so that it holds
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Search:
 
     def _speeds(self) -> list[float]:
         asked = [
-            limit.value * _SPARE
+            limit.value * SPARE
             for limit in self._wanted.budget.cost
             if limit.about_speed and limit.value > 1
         ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 from skimp.finder.accuracy import Accuracies
@@ -109,9 +110,9 @@ def _first(
     for entry in ranked:
         if not affordable(budget, entry):
             continue
-        reason = _slower(entry, again)
+        known, reason = _timed_again(budget, entry, again)
         if reason is None:
-            return entry, tuple(withheld)
+            return known, tuple(withheld)
         withheld.append({"number": entry["number"], "reason": reason})
     return None, tuple(withheld)
 
@@ -133,21 +134,32 @@ def _speed(entry: Entry) -> float:
     return entry["speedup"] or entry["byte_bound"]
 
 
-def _slower(entry: Entry, again: Again) -> str | None:
-    """Why a plan is not handed out though it keeps the budget; None if it may be."""
+def _timed_again(budget: Budget, entry: Entry, again: Again) -> tuple[Entry, str | None]:
+    """The entry with the speed of both timings, and why it is not handed out though it keeps the
+    budget; None if it may be.
+
+    A plan that is chosen for its speed was lucky when it was timed; a second timing has no luck.
+    """
     if entry["speedup"] is None:
-        return None
-    promised = entry["speedup"]
+        return entry, None
+    promised, (lowest, highest) = entry["speedup"], entry["speedup_interval"]
     speed, (low, high) = again(entry["number"])
     bound = entry["byte_bound"]
+    both = sqrt(promised * speed)
+    known = {
+        **entry,
+        "speedup": both,
+        "speedup_interval": [min(low, lowest), max(high, highest)],
+    }
+    shown = f"It ran at {promised:.3g}x, and at {speed:.3g}x ({low:.3g} to {high:.3g}) when timed "
     if high < promised * _SLOWER:
-        return (
-            f"It was promised {promised:.3g}x and ran at {speed:.3g}x ({low:.3g} to {high:.3g}) "
-            f"when timed again; by its bytes it could be {bound:.3g}x."
-        )
+        return known, f"{shown}again; by its bytes it could be {bound:.3g}x."
     if high <= 1:
-        return f"It reads 1/{bound:.3g} of the bytes, but ran at {speed:.3g}x: it is not faster."
-    return None
+        reason = f"It reads 1/{bound:.3g} of the bytes, but ran at {speed:.3g}x: it is not faster."
+        return known, reason
+    if not affordable(budget, known):
+        return known, f"{shown}again: {both:.3g}x in all, less than asked for."
+    return known, None
 
 
 def _promise(
@@ -165,6 +177,8 @@ def _promise(
         "tokens": entry["tokens"],
         "documents": None,
         "looked_at": looked_at,
+        "speedup": entry["speedup"],
+        "speedup_interval": entry["speedup_interval"],
         "words": _speeds(entry),
     }
     if not verdicts:

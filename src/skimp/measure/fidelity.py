@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from skimp.errors import EvaluationError
 from skimp.measure.scorer import evaluating
 from skimp.measure.statistics import clustered_mean
+from skimp.models.some_logits import last_only
 from skimp.progress import SILENT, Progress
 
 Planned = nn.Module | Callable[[], AbstractContextManager[Any]]
@@ -171,7 +172,8 @@ def _logits(model: nn.Module, documents: Sequence[Tensor], prompt: int) -> Tenso
     with torch.inference_mode():
         if not prompt:
             return runner(ids, attention_mask=mask, use_cache=False).logits
-        cache = runner(ids[:, :prompt], use_cache=True, logits_to_keep=1).past_key_values
+        last = last_only(runner, prompt, ids.device)
+        cache = runner(ids[:, :prompt], use_cache=True, **last).past_key_values
         rest = ids[:, prompt:]
         positions = torch.arange(prompt, ids.shape[1], device=device).expand(len(documents), -1)
         return runner(

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from skimp.engine import gates, shadow
-from skimp.engine.probing import keeps_logits
 from skimp.engine.program import naming
 from skimp.engine.program.listing import NotLowered
 from skimp.engine.slots import Pass, SlotCache, SlotShape
 from skimp.methods.experts.modules import guided
+from skimp.models.some_logits import keeps_logits
 
 TOKENS, POSITIONS, HIDDEN = "tokens", "positions", "hidden"
 

@@ -14,17 +14,16 @@ import torch
 from torch import nn
 
 from skimp.calibration.replay import Replay, pack
-from skimp.errors import CalibrationError, PlanError
+from skimp.errors import CalibrationError
 from skimp.finder.choices import WHOLE, Choice, Gain, Setting
 from skimp.finder.clock import kept
 from skimp.finder.judge import Judge, part
 from skimp.finder.texts import EXITS
 from skimp.methods.exit.costs import Costs, by_bytes, priced, timed
-from skimp.methods.exit.fit import OPTIONS, Fitter, candidate_layers, options_of
+from skimp.methods.exit.fit import OPTIONS, Fitter, can_probe, candidate_layers, options_of
 from skimp.methods.exit.screen import KINDS
 from skimp.methods.exit.section import SECTION, Exit, read_section
 from skimp.models.anatomy import Anatomy
-from skimp.models.head import Head, final_norm
 from skimp.plan import Plan
 from skimp.progress import Progress
 from skimp.workload import Workload
@@ -42,10 +41,7 @@ class ExitOffer:
 
     def choices(self, model: nn.Module, anatomy: Anatomy) -> list[Choice]:
         """Every agreement, with one probe after the last layer; `look` finds better ones."""
-        try:
-            Head.of(model)
-            final_norm(model)
-        except PlanError:
+        if not can_probe(model):
             return []
         rows = OPTIONS[1] if OPTIONS[1] < anatomy.vocabulary else 0
         last = anatomy.layers[-1].source

@@ -5,7 +5,7 @@ candidates; then, one at a time, that probe joins which makes an expected decode
 the agreement asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,95 +77,76 @@ def scores(section: Exit, values: Values, seen: Seen) -> Tensor:
     return torch.stack(found)
 
 
-def choose(
+@dataclass(frozen=True)
+class Alone:
+    """Probes with so many candidates after each of some layers, each by itself.
+
+    `seen`: by layer, the scores [n] of tokens and whether what it took them for is wrong [n].
+    """
+
+    candidates: int
+    anatomy: Anatomy
+    seen: Mapping[int, tuple[Tensor, Tensor]]
+
+    def best(self, costs: Costs, agreement: float) -> Choice:
+        """The best of these probes together; none if none pays."""
+        best = Choice((), self.candidates, 1.0)
+        while len(best.probe) < MOST:
+            trials = [
+                self.together(tuple(sorted((*best.probe, layer))), costs, agreement)
+                for layer in self.seen
+                if layer not in best.probe
+            ]
+            found = min(trials, key=_order, default=best)
+            if found.share > best.share - _WORTH:
+                return best
+            best = found
+        return best
+
+    def together(self, probe: tuple[int, ...], costs: Costs, agreement: float) -> Choice:
+        """These probes, whether they pay or not."""
+        table = torch.stack([self.seen[layer][0] for layer in probe])
+        wrong = torch.stack([self.seen[layer][1] for layer in probe])
+        allowed = (1 - agreement) * _SLACK
+        left = [0.0] * len(probe)
+        for threshold in grid(table, _THRESHOLDS):
+            found = outcome(table, wrong, threshold)
+            if float(found.wrong.float().mean()) > allowed:
+                break
+            left = leaving(found.left_at, len(probe))
+        places = [position(layer, self.anatomy) for layer in probe]
+        share = costs.with_probes(places, left, self.candidates) / costs.step
+        return Choice(probe, self.candidates, share)
+
+
+def look_alone(
     section: Exit,
     values: Values,
     control: States,
     layers: Sequence[int],
-    costs: Costs,
-    agreement: float,
-    anatomy: Anatomy,
-    norm: nn.Module,
-    head: Head,
+    ends: tuple[Anatomy, nn.Module, Head],
     progress: Progress,
-    given: tuple[int, ...] | None = None,
-) -> Choice:
-    """The best probes among `layers` with the section's candidates; none if none pays.
+) -> Alone:
+    """Probe after each of `layers` alone, with the section's candidates.
 
-    `given`: these probes, whether they pay or not.
+    `ends`: the planned model's anatomy, final norm and head.
     """
-    states, count = control.some(_TOKENS), section.candidates
-    alone: dict[int, tuple[Tensor, Tensor]] = {}
+    anatomy, norm, head = ends
+    states = control.some(_TOKENS)
+    rule = "threshold" if section.rule == "threshold" else "svm"
+    found: dict[int, tuple[Tensor, Tensor]] = {}
     with progress.task("looking for layers to probe", len(layers)) as step:
         for layer in layers:
-            alone[layer] = _alone(section, layer, values, states, norm, head)
+            one = replace(section, probe=(layer,), rule=rule)
+            seen = watch(one, values, states, norm, head)
+            trained = {**values, **train(one, seen.features, seen.right)}
+            found[layer] = scores(one, trained, seen)[0], ~seen.right[0]
             step()
-    if given is not None:
-        return Choice(given, count, _share(given, alone, count, costs, agreement, anatomy))
-    return _greedy(alone, count, costs, agreement, anatomy)
+    return Alone(section.candidates, anatomy, found)
 
 
 def _order(choice: Choice) -> float:
     return choice.share
-
-
-def _alone(
-    section: Exit,
-    layer: int,
-    values: Values,
-    states: States,
-    norm: nn.Module,
-    head: Head,
-) -> tuple[Tensor, Tensor]:
-    """Scores [n] of a probe by itself, and whether it is wrong [n]."""
-    rule = "threshold" if section.rule == "threshold" else "svm"
-    one = replace(section, probe=(layer,), rule=rule)
-    seen = watch(one, values, states, norm, head)
-    trained = {**values, **train(one, seen.features, seen.right)}
-    return scores(one, trained, seen)[0], ~seen.right[0]
-
-
-def _greedy(
-    alone: dict[int, tuple[Tensor, Tensor]],
-    count: int,
-    costs: Costs,
-    agreement: float,
-    anatomy: Anatomy,
-) -> Choice:
-    best = Choice((), count, 1.0)
-    while len(best.probe) < MOST:
-        trials = [
-            Choice(probe, count, _share(probe, alone, count, costs, agreement, anatomy))
-            for layer in alone
-            if layer not in best.probe
-            for probe in [tuple(sorted((*best.probe, layer)))]
-        ]
-        found = min(trials, key=_order, default=best)
-        if found.share > best.share - _WORTH:
-            return best
-        best = found
-    return best
-
-
-def _share(
-    probe: tuple[int, ...],
-    alone: dict[int, tuple[Tensor, Tensor]],
-    count: int,
-    costs: Costs,
-    agreement: float,
-    anatomy: Anatomy,
-) -> float:
-    table = torch.stack([alone[layer][0] for layer in probe])
-    wrong = torch.stack([alone[layer][1] for layer in probe])
-    allowed = (1 - agreement) * _SLACK
-    left = [0.0] * len(probe)
-    for threshold in grid(table, _THRESHOLDS):
-        found = outcome(table, wrong, threshold)
-        if float(found.wrong.float().mean()) > allowed:
-            break
-        left = leaving(found.left_at, len(probe))
-    places = [position(layer, anatomy) for layer in probe]
-    return costs.with_probes(places, left, count) / costs.step
 
 
 def leaving(left_at: Tensor, probes: int) -> list[float]:

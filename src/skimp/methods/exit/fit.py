@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from skimp.calibration.replay import Replay, pack
 from skimp.calibration.text import Calibration
-from skimp.methods.exit.choose import Choice, Seen, choose, leaving, scores, watch
+from skimp.errors import PlanError
+from skimp.methods.exit.choose import Alone, Choice, Seen, leaving, look_alone, scores, watch
 from skimp.methods.exit.costs import Costs, measure
 from skimp.methods.exit.gather import Gathered, gather, position
 from skimp.methods.exit.promise import Level, calibrate, grid, outcome
@@ -121,6 +122,7 @@ class Fitter:
         self.text: Gathered = gather(replay, layers, progress, seed=seed)
         self._basis: dict[Any, Values] = {}
         self._seen: dict[Any, Seen] = {}
+        self._alone: dict[Any, Alone] = {}
 
     def basis(self, section: Exit) -> Values:
         """Translators of all layers gathered, and the screen: what rules are trained upon."""
@@ -214,23 +216,23 @@ class Fitter:
         for count in options:
             if len(options) > 1 and costs.probe[count] > _DEAR * costs.step:
                 continue
-            screen = section.screen if count else 0
-            one = replace(section, candidates=count, screen=screen)
-            found = choose(
-                one,
-                self.basis(one),
-                self.text.control,
-                self.layers,
-                costs,
-                agreement,
-                self.anatomy,
-                self.norm,
-                self.head,
-                self.progress,
-                given=tuple(probe) if probe is not None else None,
-            )
+            alone = self._look_alone(section, count)
+            if probe is None:
+                found = alone.best(costs, agreement)
+            else:
+                found = alone.together(tuple(probe), costs, agreement)
             best = found if best is None or found.share < best.share else best
         return best or Choice((), 0, 1.0)
+
+    def _look_alone(self, section: Exit, count: int) -> Alone:
+        """What probes see hangs on no agreement, so all that are asked for share it."""
+        one = replace(section, candidates=count, screen=section.screen if count else 0)
+        key = (one.rule, one.translator, one.candidates, one.screen)
+        if key not in self._alone:
+            ends = self.anatomy, self.norm, self.head
+            basis, control = self.basis(one), self.text.control
+            self._alone[key] = look_alone(one, basis, control, self.layers, ends, self.progress)
+        return self._alone[key]
 
     def _watch(self, section: Exit, basis: Values, part: str) -> Seen:
         """What probes see there hangs on everything but the rule, so rules share it."""
@@ -280,6 +282,16 @@ def candidate_layers(anatomy: Anatomy, most: int = MOST_LAYERS) -> list[int]:
     count = min(most, len(half))
     steps = torch.linspace(0, len(half) - 1, count).round().long().tolist()
     return sorted({half[step] for step in steps} | {sources[-1]})
+
+
+def can_probe(model: nn.Module) -> bool:
+    """Whether states can be taken through the final norm and the head apart from the model."""
+    try:
+        Head.of(model)
+        final_norm(model)
+    except PlanError:
+        return False
+    return True
 
 
 def fit_values(section: Exit, replay: Replay, progress: Progress, seed: int = 0) -> Values:
