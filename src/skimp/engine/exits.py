@@ -12,12 +12,14 @@ that are left out store keys and values of the state that left.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from skimp.engine.gates import Projection, Stretch
+from skimp.engine.quiet import alone
 from skimp.engine.runners import Runner
 from skimp.engine.state import State
 from skimp.methods.exit.probe import Probes
@@ -102,17 +104,19 @@ class Exits:
         for place, index in self.looks.items():
             self._go(flight, place, carried, decided)
             if not decided.all():
-                look = self.probes.look(index, flight.last, trace)
-                leaves = self._leaving(look.score, state.length, place) & ~decided
-                if leaves.any():
-                    found = _put(found, leaves, look.full(self.vocabulary))
-                    depths[leaves] = place
-                    decided |= leaves
+                with self._aside(tokens.device):
+                    look = self.probes.look(index, flight.last, trace)
+                    leaves = self._leaving(look.score, state.length, place) & ~decided
+                    if leaves.any():
+                        found = _put(found, leaves, look.full(self.vocabulary))
+                        depths[leaves] = place
+                        decided |= leaves
             if decided.all() and not deep:
                 break
         if not decided.all():
             self._go(flight, self.layers, carried, decided, head=not self._frozen(decided))
-            found = _put(found, ~decided, flight.logits())
+            with self._aside(tokens.device):
+                found = _put(found, ~decided, flight.logits())
         elif deep:
             self._go(flight, self.layers, carried, decided)
         self._leave(flight, carried)
@@ -121,6 +125,11 @@ class Exits:
         if found is None:  # every sequence had ended
             found = flight.last.new_zeros(state.batch, self.vocabulary)
         return found
+
+    def _aside(self, device: torch.device) -> AbstractContextManager[None]:
+        """For what torch does between stretches of a step: in one thread, unless a probe reads the
+        whole head, which takes as long as layers do."""
+        return alone(device) if self.section.screen else nullcontext()
 
     def _leaving(self, score: Tensor, column: int, place: int) -> Tensor:
         """Which sequences [B] leave at a place, by what the probe there scored."""
