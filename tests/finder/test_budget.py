@@ -45,6 +45,7 @@ def test_a_limit_holds_on_its_own_side() -> None:
         ("loss", "cannot be read"),
         ("loss<=-1%", "cannot be kept"),
         ("loss<=0", "cannot be kept"),
+        ("loss<=5", "would allow 500% more; write loss<=5%"),
         ("speedup>=1.4%", "no unit of speedup"),
         ("memory<=6x", "no unit of memory"),
         ("kl<=e", "is no number"),

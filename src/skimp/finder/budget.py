@@ -146,6 +146,11 @@ def _value(name: Name, value: float, unit: str, text: str) -> float:
     if name == "loss":
         if unit not in ("%", ""):
             raise unknown
+        if not unit and value >= 1:
+            raise SkimpError(
+                f"--budget: {text!r} would allow {value * 100:g}% more; write loss<={value:g}% if "
+                "that is what is meant."
+            )
         share = value / 100 if unit else value
         if share <= 0:
             raise problem

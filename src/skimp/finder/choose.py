@@ -137,7 +137,7 @@ def _check(counts: Mapping[str, int], keep_last: int, anatomy: Anatomy) -> None:
         wanted = count + (counts["layer"] if name != "layer" else 0)
         if wanted > free:
             raise PlanError(
-                f"drop.{name}: {wanted} are to be left out, but only {free} of the "
+                f"drop.{name}: {wanted} are to be left out, but only {max(0, free)} of the "
                 f"{anatomy.dense_layers} layers may be touched."
             )
     if not any(counts.values()):
