@@ -1,8 +1,5 @@
 """What the byte-bound bench asks for, and what it makes of the times."""
 
-from types import SimpleNamespace
-from typing import Any, cast
-
 import pytest
 import torch
 from tests import families
@@ -32,25 +29,6 @@ def test_shares_are_of_the_layers_and_spread_over_them() -> None:
     assert found["25% of FF"]["drop"]["ffn"] == [1, 3, 5, 7, 9, 11, 13]
     layers = found["25% of layers"]["drop"]
     assert layers["attention"] == layers["ffn"] == found["25% of FF"]["drop"]["ffn"]
-
-
-def _side(times: list[float], planned: bool) -> Any:
-    anatomy = Anatomy.of(families.build("llama"))
-    if planned:
-        plan = Plan(Plan.empty(anatomy).model, {"drop": {"attention": [1, 2]}})
-        anatomy = reduce(plan, anatomy)
-    return SimpleNamespace(times=times, engine=SimpleNamespace(anatomy=anatomy))
-
-
-def test_what_turns_share_cancels() -> None:
-    drifting = [1.0, 5.0, 2.0, 9.0, 3.0, 7.0]
-    sides = _side(drifting, False), _side([time / 2 for time in drifting], True)
-    row = bounds._row(cast("Any", sides), WORK)
-    assert row["decode"] == 2.0
-    assert row["decode_interval"] == (2.0, 2.0)
-    assert row["dense_tpot_s"] == 4.0
-    assert row["share"] == pytest.approx(2.0 / row["bound"])
-    assert row["gain"] == pytest.approx((2.0 - 1) / (row["bound"] - 1))
 
 
 def test_a_side_times_turns_but_not_the_first() -> None:

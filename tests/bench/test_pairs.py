@@ -11,6 +11,14 @@ def test_a_speedup_is_the_median_of_turns_taken_together() -> None:
     assert found["gain"] == pytest.approx(1 / 1.2)
 
 
+def test_what_turns_share_cancels() -> None:
+    drifting = [1.0, 5.0, 2.0, 9.0, 3.0, 7.0]
+    found = pairs.row(drifting, [time / 2 for time in drifting], 1.5)
+    assert found["decode"] == 2.0
+    assert found["decode_interval"] == (2.0, 2.0)
+    assert found["dense_tpot_s"] == 4.0
+
+
 def test_the_table_shows_what_was_varied() -> None:
     found = {"model": "m", "plan": "p", "context": 128, **pairs.row([0.2] * 8, [0.1] * 8, 2.0)}
     table = pairs.table("title", [found], ">context")
