@@ -21,10 +21,9 @@ _PRESENT = (
 
 @dataclass(frozen=True)
 class Ran:
-    """How a script ended: exit `status`, what it printed, and its `last_words`."""
+    """How a script ended: exit `status`, and its `last_words`."""
 
     status: int
-    stdout: str
     last_words: str
 
 
@@ -76,7 +75,7 @@ class Interpreter:
                 f"--engine-python: {self.path} cannot be run ({error.strerror or error}); give the "
                 "path of a Python interpreter."
             ) from None
-        return Ran(done.returncode, done.stdout, _last_words(done.stderr))
+        return Ran(done.returncode, _last_words(done.stderr))
 
 
 def _last_words(stderr: str) -> str:
