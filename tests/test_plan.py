@@ -354,3 +354,12 @@ def test_every_method_describes_its_fields() -> None:
         fields = schema["$defs"][name]["properties"]
         assert fields
         assert all("description" in each or "$ref" in each for each in fields.values()), name
+
+
+def test_a_digest_is_of_what_a_plan_does() -> None:
+    plan = Plan(ModelRef("llama", 2, "sha256:" + "0" * 32), {"drop": {"attention": [1]}})
+    fitted = plan.with_values({"drop.attention.1.mean": torch.ones(3)})
+    refitted = plan.with_values({"drop.attention.1.mean": torch.zeros(3)})
+    other = plan.with_section("drop", {"attention": [0]})
+    assert len({each.digest() for each in (plan, fitted, refitted, other)}) == 4
+    assert fitted.with_evidence(seconds=3).digest() == fitted.digest()
