@@ -36,7 +36,7 @@ class Moments:
 
 def _added(total: Tensor | float, more: Tensor) -> Tensor:
     """The sum in float64, in place: new pages for it would take as long as a tenth of a product."""
-    return more.double() + total if isinstance(total, float) else total.add_(more)
+    return total.add_(more) if isinstance(total, Tensor) else more.double() + total
 
 
 def _gram(x: Tensor) -> Tensor:
