@@ -13,7 +13,8 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +22,24 @@ import numpy as np
 import torch
 
 import skimp
+from skimp.finder import aim
 from skimp.finder.budget import Budget
-from skimp.finder.choices import Choice, Place, plan_of
+from skimp.finder.choices import Choice, Chosen, Place, plan_of
 from skimp.finder.clock import Clock, measure_prices
+from skimp.finder.entry import entry_of
 from skimp.finder.judge import bare
 from skimp.finder.knapsack import pick
 from skimp.finder.menu import Menu
 from skimp.finder.prices import made_up
 from skimp.finder.proof import judge, pass_in_order
-from skimp.finder.search import SPARE
 from skimp.finder.select import select
 from skimp.finder.state import State, read_json
-from skimp.measure import cost
 from skimp.measure.machine import identity
-from skimp.methods.registry import reduce
 from skimp.plan import Plan
 from skimp.workload import Workload
 
-TIMES = 3
 LIMITS = tuple(f"loss<={share}%" for share in (2, 3, 5, 7, 10, 15, 20, 30, 40, 50))
+SHOWN = ("foretold", "byte_bound", "speedup", "speedup_interval", "loss_difference")
 WORKLOADS = ("128+128x1", "512+128x1", "1024+64x1", "256+64x4")
 
 
@@ -77,12 +77,12 @@ def coverage(folder: Path, resamples: int) -> dict[str, Any]:
 
 
 def speeds(source: str, folder: Path, number: int, seconds: float) -> dict[str, Any]:
-    """Promised and measured speed of what the knapsack picks for drawn budgets on speed.
+    """Promised and measured speed of plans for drawn budgets on speed.
 
-    By the machine's prices, and by the harms that a search foretold in `folder`. A first timing is
-    what a search has, a second one decides whether the plan is handed out and with what promise, a
-    third is what it then runs at. No timing begins after `seconds`; the same command goes on later.
-    Weights are made up, which changes no time.
+    Picked by the machine's prices, and by the harms that a search foretold in `folder`. As in a
+    search, plans are timed and aimed again, a second timing decides what is handed out and with
+    what promise; a third is what that plan then runs at. No budget begins after `seconds`; the
+    same command goes on later. Weights are made up, which changes no time.
     """
     model, rows, began = skimp.load(source).model, [], time.monotonic()
     draw = random.Random(0)
@@ -90,28 +90,72 @@ def speeds(source: str, folder: Path, number: int, seconds: float) -> dict[str, 
         workload = Workload.parse(words)
         menu = Menu.of(model, workload, measure_prices(model, workload, thin=True))
         menu = menu.of_groups(("drop", "calibrated"))
-        harms = _foretold(folder, menu)
+        shooting = Shooting(menu, _foretold(folder, menu), Clock(model, workload))
         state = State(folder.with_suffix(f".speeds-{words}"), {"workload": words})
-        clock = Clock(model, workload)
         for _ in range(number // len(WORKLOADS)):
             budget = round(draw.uniform(1.05, 1.7), 3)
-            chosen = pick(harms, menu.savings, menu.dense * (1 - 1 / (budget * SPARE)))
-            assert chosen is not None
-            plan = made_up(bare(plan_of(chosen, menu.anatomy)), menu.anatomy)
-            name = f"timed-{budget}"
             late = time.monotonic() - began > seconds
-            if late and not (state.folder / f"{name}.json").exists():
+            if late and not (state.folder / f"budget-{budget}.json").exists():
                 continue
-
-            def timed(plan: Plan = plan, clock: Clock = clock) -> list[list[float]]:
-                found = [clock.speedup(plan) for _ in range(TIMES)]
-                return [[each.estimate, *each.pair] for each in found]
-
-            row = {"workload": words, "budget": budget, "foretold": menu.speedup(chosen)}
-            bound = cost.byte_bound(menu.anatomy, reduce(plan, menu.anatomy), workload)
-            rows.append({**row, "byte_bound": bound, **_handed(budget, bound, state, name, timed)})
+            row = state.remember(f"budget-{budget}", partial(shooting.at, budget))
+            rows.append({"workload": words, **row})
             print(rows[-1], flush=True)
     return _summary(rows)
+
+
+@dataclass(frozen=True)
+class Shooting:
+    """Plans for wanted speeds at one workload, as a search would come to them, and what they do."""
+
+    menu: Menu
+    harms: dict[Place, dict[Choice | None, float]]
+    clock: Clock
+
+    def at(self, wanted: float) -> dict[str, Any]:
+        """What is handed out for a budget, and how it then runs."""
+        plans, entries = list[Plan](), list[dict[str, Any]]()
+        ask: float | None = aim.first(wanted)
+        while ask is not None and len(plans) <= aim.ROUNDS:
+            chosen = pick(self.harms, self.menu.savings, self.menu.dense * (1 - 1 / ask))
+            if chosen is None:
+                break
+            plans.append(made_up(bare(plan_of(chosen, self.menu.anatomy)), self.menu.anatomy))
+            entries.append(self._entry(chosen, plans[-1], len(plans)))
+            ran = [(entry["foretold"], entry["speedup"]) for entry in entries]
+            ask = aim.again(wanted, ran)
+        again = dict[int, list[float]]()
+
+        def timed_again(number: int) -> tuple[float, tuple[float, float]]:
+            again[number] = self._timed(plans[number - 1])
+            estimate, low, high = again[number]
+            return estimate, (low, high)
+
+        limit = Budget.parse([f"speedup>={wanted}"])
+        found = select(
+            limit, entries, {number + 1: [] for number in range(len(plans))}, timed_again
+        )
+        given, promise = found.number, found.promise
+        return {
+            "budget": wanted,
+            "plans": [{k: entry[k] for k in SHOWN} for entry in entries],
+            "again": again,
+            "handed_out": given,
+            "withheld": [each["reason"] for each in found.withheld],
+            "promised": promise["speedup"] if promise else None,
+            "measured": None if given is None else self._timed(plans[given - 1])[0],
+        }
+
+    def _entry(self, chosen: Chosen, plan: Plan, number: int) -> dict[str, Any]:
+        speed, *interval = self._timed(plan)
+        entry = entry_of(plan, self.menu.anatomy, self.menu.workload, "finder", "")
+        harm = sum(self.harms[place][choice] for place, choice in chosen.items())
+        timed = {"foretold": self.menu.speedup(chosen), "speedup": speed}
+        told = {"number": number, "loss_difference": harm, "tokens": 0}
+        return entry | told | timed | {"speedup_interval": interval}
+
+    def _timed(self, plan: Plan) -> list[float]:
+        found = self.clock.speedup(plan)
+        return [found.estimate, *found.pair]
 
 
 def _foretold(folder: Path, menu: Menu) -> dict[Place, dict[Choice | None, float]]:
@@ -124,46 +168,19 @@ def _foretold(folder: Path, menu: Menu) -> dict[Place, dict[Choice | None, float
     return found
 
 
-def _handed(
-    budget: float, bound: float, state: State, name: str, timed: Callable[[], list[list[float]]]
-) -> dict[str, Any]:
-    """What a search would do with a plan alone, and how it then runs."""
-    first, second, third = timings = state.remember(name, timed)
-    entry = {
-        "number": 1,
-        "source": "finder",
-        "speedup": first[0],
-        "speedup_interval": first[1:],
-        "byte_bound": bound,
-        "loss_difference": 0.0,
-        "tokens": 0,
-    }
-    limit = Budget.parse([f"speedup>={budget}"])
-    found = select(limit, [entry], {1: []}, lambda _: (second[0], (second[1], second[2])))
-    return {
-        "handed_out": found.number is not None,
-        "withheld": [each["reason"] for each in found.withheld],
-        "timings": timings,
-        "promised": found.promise["speedup"] if found.promise else None,
-        "measured": third[0],
-    }
-
-
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    given = [row for row in rows if row["handed_out"]]
-    errors = {
-        "promised": [abs(row["promised"] / row["measured"] - 1) for row in given],
-        "foretold": [abs(row["foretold"] / row["measured"] - 1) for row in rows],
-        "one timing": [abs(row["timings"][0][0] / row["measured"] - 1) for row in rows],
-    }
+    given = [row for row in rows if row["handed_out"] is not None]
+    errors = [abs(row["promised"] / row["measured"] - 1) for row in given]
+    prices = [
+        abs(plan["foretold"] / plan["speedup"] - 1) for row in rows for plan in row["plans"][:1]
+    ]
     return {
-        "plans": rows,
+        "budgets": rows,
+        "drawn": len(rows),
         "handed_out": len(given),
-        "within_5_percent": {
-            name: float(np.mean(np.array(each) <= 0.05)) for name, each in errors.items()
-        },
-        "median_error": {name: float(np.median(each)) for name, each in errors.items()},
-        "largest_error": {name: float(np.max(each)) for name, each in errors.items()},
+        "within_5_percent": float(np.mean(np.array(errors) <= 0.05)),
+        "error": {"median": float(np.median(errors)), "largest": max(errors)},
+        "error_of_prices": {"median": float(np.median(prices)), "largest": max(prices)},
         "threads": torch.get_num_threads(),
     }
 

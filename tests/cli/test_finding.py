@@ -8,9 +8,17 @@ import pytest
 from tests.cli.conftest import TEXT, Skimp, complaint, read
 from tests.cli.test_eval import TASK
 
-from skimp.finder.ladder import Ladder
+from skimp.finder import search as search_room
+from skimp.finder.clock import Clock
+from skimp.finder.ladder import SPEEDS, Ladder
+from skimp.finder.prices import Bytes
 from skimp.finder.workers import Job
+from skimp.measure.cost import byte_bound
+from skimp.measure.statistics import Interval
+from skimp.methods.registry import reduce
+from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
+from skimp.workload import Workload
 
 COMMON = ("--costs", "bytes", "--workload", "32+24", "--workers", "1")
 
@@ -41,6 +49,7 @@ def test_a_plan_for_a_budget(skimp: Skimp, folder: Path, long_text: Path, tmp_pa
     assert plan.evidence["search"]["byte_bound"] == chosen["byte_bound"]
     assert all(entry["speedup"] is None for entry in plans.values() if entry["number"])
     assert found["complete"] and "p.yaml" in result.stdout
+    assert 0 < found["first_plot"] < found["seconds"]
     skimp("generate", folder, "the", "--plan", "p.yaml", "--max-new-tokens", "2")
 
 
@@ -106,6 +115,35 @@ def test_a_budget_on_accuracy(skimp: Skimp, folder: Path, long_text: Path, tmp_p
     result = search(skimp, folder, long_text, "no.yaml", *words)
     assert "could not be shown to keep" in " ".join(result.stdout.split())
     assert not (tmp_path / "no.yaml").exists()
+
+
+def test_a_speed_that_prices_misjudge_is_aimed_at_again(
+    skimp: Skimp,
+    folder: Path,
+    long_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine where every plan runs at seven tenths of the gain that its prices foretell."""
+    monkeypatch.setattr(search_room, "measure_prices", lambda *_, **__: Bytes())
+    monkeypatch.setattr(Clock, "__init__", lambda self, model, *_: setattr(self, "model", model))
+    monkeypatch.setattr(Clock, "speedup", _disappointing)
+    monkeypatch.setattr(search_room, "look", lambda *_: ([], []))
+    words = ("--costs", "measured", "--budget", "speedup>=1.45x", "--json", "p.json")
+    search(skimp, folder, long_text, "p.yaml", *words)
+    found = read(tmp_path / "p.json")["search"]
+    plans = [entry for entry in found["plans"] if entry["source"] == "finder"]
+    assert any(1.45 <= entry["speedup"] < 1.5 for entry in plans)
+    assert not any(1.45 <= 1 + (speed - 1) * 0.7 < 1.5 for speed in SPEEDS)
+    chosen = next(entry for entry in plans if entry["number"] == found["chosen"])
+    assert chosen["speedup"] >= 1.45
+
+
+def _disappointing(self: Clock, plan: Plan) -> Interval:
+    anatomy = Anatomy.of(self.model)
+    bound = byte_bound(anatomy, reduce(plan, anatomy), Workload.parse("32+24"))
+    speed = 1 + (bound - 1) * 0.7
+    return Interval(speed, speed, speed)
 
 
 def task_folder(tmp_path: Path, items: int) -> Path:

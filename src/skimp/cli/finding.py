@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ def search(
     from skimp.models.anatomy import Anatomy
     from skimp.models.cache import write_json
 
+    began = time.monotonic()
     folder = folder_of(asked, out)
     anatomy = Anatomy.of(loaded.model)
     wanted = Wanted(
@@ -159,6 +161,7 @@ def search(
             progress=run.progress,
             shown=shown,
             scorer=_scorer(run, loaded, asked, budget, state),
+            began=began,
         )
         rules = (
             papers(loaded.model, loaded.tokenizer, texts.fitting, run.seed) if asked.rules else ()

@@ -96,17 +96,29 @@ def features(anatomy: Anatomy, dense: Anatomy, workload: Workload) -> dict[str, 
 
 def references(anatomy: Anatomy, thin: bool) -> list[Plan]:
     """Plans that differ in what a step reads and runs; their weights mean nothing."""
-    layers = list(range(0, anatomy.dense_layers, 2))
+    even, odd = (list(range(start, anatomy.dense_layers, 2)) for start in (0, 1))
     fill = f"linear:{min(16, anatomy.hidden_size)}"
-    sections: list[tuple[str, dict[str, Any]]] = [
-        ("drop", {"attention": layers, "fill": fill}),
-        ("drop", {"ffn": layers, "fill": fill}),
+    attention = {"attention": even, "fill": fill}
+    found: list[dict[str, dict[str, Any]]] = [
+        {"drop": attention},
+        {"drop": {"ffn": even, "fill": fill}},
     ]
     for keep in (0.8, 0.5) if thin else ():
-        sections.append(("experts", {"keep": keep, "scope": "calibrated"}))
-        sections.append(("experts", {"keep": keep}))
-    empty = Plan.empty(anatomy)
-    return [made_up(empty.with_section(name, section), anatomy) for name, section in sections]
+        found.append({"experts": {"keep": keep, "scope": "calibrated"}})
+        found.append({"experts": {"keep": keep}})
+    # Both at once, as in what is chosen: there the prices have to hold.
+    if thin:
+        found.append({"drop": attention, "experts": {"keep": 0.65, "scope": "calibrated"}})
+    else:
+        found.append({"drop": {**attention, "ffn": odd}})
+    return [made_up(_of(sections, anatomy), anatomy) for sections in found]
+
+
+def _of(sections: Mapping[str, Mapping[str, Any]], anatomy: Anatomy) -> Plan:
+    plan = Plan.empty(anatomy)
+    for name, section in sections.items():
+        plan = plan.with_section(name, section)
+    return plan
 
 
 def made_up(plan: Plan, anatomy: Anatomy) -> Plan:

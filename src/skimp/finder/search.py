@@ -1,18 +1,27 @@
 """The search for the best plan at a workload, from text to a measured frontier and a promise."""
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
+from skimp.finder import aim
 from skimp.finder.accuracy import Accuracies, Scorer, score_near, would_pass
 from skimp.finder.budget import Budget
 from skimp.finder.choices import Setting, plan_of
 from skimp.finder.clock import Clock, measure_prices
+from skimp.finder.entry import (
+    Entry,
+    Source,
+    dense_entry,
+    digest,
+    entry_of,
+    file_of,
+    mark_frontier,
+    speed_of,
+)
 from skimp.finder.judge import bare, quality
 from skimp.finder.ladder import SPEEDS, Ladder, Rung
 from skimp.finder.menu import Menu
@@ -22,18 +31,15 @@ from skimp.finder.state import State
 from skimp.finder.texts import Texts
 from skimp.finder.whole import look, share_read
 from skimp.finder.workers import Job, Sums
-from skimp.measure import cost
-from skimp.methods.registry import reduce
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 from skimp.progress import SILENT, Progress
 from skimp.workload import Workload
 
 Costs = Literal["measured", "bytes"]
-Entry = dict[str, Any]
+
 Shown = Callable[[Sequence[tuple[float, float]], Sequence[tuple[str, float, float]]], None]
 _LOSS = 0.6  # loss on held-out text, as a share of the joint harm on the choosing text
-SPARE = 1.02  # a plan for a wanted speed is foretold to be so much faster, so that it holds
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class Search:
         shown: is given (speed, harm) points of the frontier whenever more is known, and those of
             other plans with their names.
         scorer: scores plans on the tasks of a budget on accuracy.
+        began: by the monotonic clock, where the caller has been at work before, writing text say.
     """
 
     def __init__(
@@ -87,29 +94,33 @@ class Search:
         progress: Progress = SILENT,
         shown: Shown = lambda points, others: None,
         scorer: Scorer | None = None,
+        began: float | None = None,
     ) -> None:
         self._model, self._wanted, self._texts, self._state = model, wanted, texts, state
         self._do, self._progress, self._shown = do, progress, shown
         self._scorer = scorer
         self._anatomy = Anatomy.of(model)
-        self._started = time.monotonic()
+        self._began = time.monotonic() if began is None else began
+        self._first_plot: float | None = None
         self._clock: Clock | None = None
         self._entries: list[Entry] = []
         self._sums: dict[int, Sums] = {}
         self._able: list[Rung] = []
+        self._ladder: Ladder | None = None
         self._refused: list[dict[str, str]] = []
         self.complete = True
 
     def run(self, rules: Sequence[tuple[str, Callable[[], Plan]]] = ()) -> Found:
         """Search; `rules` are named plans, made when asked for, to set beside the frontier."""
-        self._entries = [self._dense()]
+        self._entries = [dense_entry(self._anatomy, self._wanted.workload)]
         rungs = self._climb()
         self._judge([(bare(plan_of(rung.chosen, self._anatomy)), rung) for rung in rungs])
         self._time()
+        self._aim_again()
         self._accuracies()
         self._repair(self._able)
         self._add_rules(rules)
-        _mark_frontier(self._entries)
+        mark_frontier(self._entries)
         self._entries.sort(key=lambda entry: entry["number"])
         selection = select(
             self._wanted.budget, self._entries, self._sums, self._seconds_of, self._accuracies()
@@ -119,11 +130,12 @@ class Search:
     def _climb(self) -> list[Rung]:
         """The ladder's rungs, from slow to fast, no two alike."""
         by_bytes = Menu.of(self._model, self._wanted.workload, Bytes())
-        ladder = Ladder(
+        ladder = self._ladder = Ladder(
             self._model, by_bytes, self._texts, self._state, self._wanted.seed, self._progress
         )
         with ladder:
             self._shown(ladder.first(), ())
+            self._first_plot = time.monotonic() - self._began
         # On the model as it is, without the ladder's hooks.
         menu = self._with_whole(self._priced(by_bytes))
         ladder.price(menu)
@@ -161,11 +173,31 @@ class Search:
 
     def _speeds(self) -> list[float]:
         asked = [
-            limit.value * SPARE
+            aim.first(limit.value)
             for limit in self._wanted.budget.cost
             if limit.about_speed and limit.value > 1
         ]
         return sorted({*SPEEDS, *asked})
+
+    def _aim_again(self) -> None:
+        """Judge and time another plan for a speed that is asked for and that none runs at."""
+        asked = [limit.value for limit in self._wanted.budget.cost if limit.name == "speedup"]
+        for wanted in asked * aim.ROUNDS if self._wanted.costs == "measured" else ():
+            ran = [(e["foretold"], e["speedup"]) for e in self._entries if e["foretold"]]
+            speed = aim.again(wanted, [each for each in ran if each[1]])
+            if speed is None or self._late():
+                return
+            assert self._ladder is not None
+            with self._ladder as ladder:
+                rungs = ladder.rungs(speed)
+            known = {entry["file"] for entry in self._entries}
+            plans = [(bare(plan_of(rung.chosen, self._anatomy)), rung) for rung in rungs]
+            new = [each for each in plans if file_of(each[0]) not in known]
+            if not new:
+                return
+            self._able = _different([*self._able, *(rung for _, rung in new)])
+            self._judge([min(new, key=lambda each: each[1].joint)])
+            self._time()
 
     def _judge(self, plans: Sequence[tuple[Plan, Rung]], name: str = "finder") -> None:
         """Fit plans, and judge them."""
@@ -206,7 +238,7 @@ class Search:
         for rung in ordered:
             plan = plan_of(rung.chosen, self._anatomy)
             entry = self._entry(plan, "finder", "", rung)
-            if affordable(budget, entry | {"speedup": timed.get(_file_of(bare(plan)))}):
+            if affordable(budget, entry | {"speedup": timed.get(file_of(bare(plan)))}):
                 return [rung]
         return []
 
@@ -289,7 +321,7 @@ class Search:
         with self._progress.task("plans by the papers' rules", len(rules)) as step:
             for name, make in rules:
                 if not self._late():
-                    asked = self._state.fitted(f"rule-{_digest(name)}", make)
+                    asked = self._state.fitted(f"rule-{digest(name)}", make)
                     entry = self._entry(asked, "rule", name, None)
                     entries.append(entry)
                     self._entries.append(entry)
@@ -298,48 +330,31 @@ class Search:
         self._run_jobs(jobs, entries)
         self._time()
 
-    def _dense(self) -> Entry:
-        entry = self._entry(Plan.empty(self._anatomy), "dense", "dense", None)
-        zero = {"kl": 0.0, "loss_difference": 0.0, "agreement": 1.0}
-        both = {"kl_interval": [0.0, 0.0], "loss_interval": [0.0, 0.0]}
-        return entry | zero | both | {"speedup": 1.0, "speedup_interval": [1.0, 1.0], "left": []}
-
-    def _entry(self, plan: Plan, source: str, name: str, rung: Rung | None) -> Entry:
-        planned = reduce(plan, self._anatomy)
-        work = self._wanted.workload
-        foretold = None
-        if rung is not None and self._wanted.costs == "measured":
-            foretold = self._menu.speedup(rung.chosen)
-        return {
-            "number": 1 + max((entry["number"] for entry in self._entries), default=-1),
-            "source": source,
-            "name": name,
-            "file": _file_of(plan),
-            "frontier": False,
-            "sections": {key: dict(section) for key, section in plan.sections.items()},
-            "left_out": _left_out(plan, self._anatomy),
-            "byte_bound": cost.byte_bound(self._anatomy, planned, work),
-            "foretold": foretold,
-            "speedup": None,
-            "speedup_interval": None,
-            "left": [],
-            "accuracy": None,
-            "memory": cost.peak_bytes(planned, work),
-            "kv": cost.kv_bytes(planned, work.prompt + work.new, work.batch),
-            "joint": None if rung is None else rung.joint,
-        }
+    def _entry(self, plan: Plan, source: Source, name: str, rung: Rung | None) -> Entry:
+        made = entry_of(plan, self._anatomy, self._wanted.workload, source, name)
+        numbers = (each["number"] for each in self._entries)
+        made["number"] = 1 + max(numbers, default=-1)
+        if rung is not None:
+            made["joint"] = rung.joint
+            if self._wanted.costs == "measured":
+                made["foretold"] = self._menu.speedup(rung.chosen)
+        return made
 
     def _late(self) -> bool:
         box = self._wanted.seconds
-        if box is not None and time.monotonic() - self._started > box:
+        if box is not None and time.monotonic() - self._began > box:
             self.complete = False
         return not self.complete
 
     def _show(self) -> None:
         judged = [entry for entry in self._entries if entry["number"] in self._sums]
         self._shown(
-            [(_speed(e), e["loss_difference"]) for e in judged if e["source"] == "finder"],
-            [(e["name"], _speed(e), e["loss_difference"]) for e in judged if e["source"] == "rule"],
+            [(speed_of(e), e["loss_difference"]) for e in judged if e["source"] == "finder"],
+            [
+                (e["name"], speed_of(e), e["loss_difference"])
+                for e in judged
+                if e["source"] == "rule"
+            ],
         )
 
     def _document(self, selection: Selection) -> dict[str, Any]:
@@ -347,7 +362,8 @@ class Search:
             "workload": str(self._wanted.workload),
             "budget": str(self._wanted.budget) or None,
             "costs": self._wanted.costs,
-            "seconds": time.monotonic() - self._started,
+            "seconds": time.monotonic() - self._began,
+            "first_plot": self._first_plot,
             "complete": self.complete,
             "plans": self._entries,
             "chosen": selection.number,
@@ -366,34 +382,3 @@ def _edge(ordered: Sequence[Rung], most: float) -> list[Rung]:
 def _different(rungs: Iterable[Rung]) -> list[Rung]:
     """Rungs without those that choose what an earlier one chose."""
     return list({frozenset(rung.chosen.values()): rung for rung in rungs}.values())
-
-
-def _file_of(plan: Plan) -> str:
-    """The name of a fitted plan in the search's folder: by what it says, so that it is found again
-    whatever else is searched for."""
-    return f"plan-{_digest(json.dumps(plan.to_dict(), sort_keys=True))}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _speed(entry: Entry) -> float:
-    return entry["speedup"] or entry["byte_bound"]
-
-
-def _mark_frontier(entries: Sequence[Entry]) -> None:
-    """Mark what no other plan beats in both speed and loss."""
-    best = float("inf")
-    for entry in sorted(entries, key=lambda e: (-_speed(e), e["loss_difference"])):
-        entry["frontier"] = entry["loss_difference"] < best
-        best = min(best, entry["loss_difference"])
-
-
-def _left_out(plan: Plan, anatomy: Anatomy) -> dict[str, Any]:
-    drop: Mapping[str, Any] = plan.sections.get("drop", {})
-    keep: Any = plan.sections.get("experts", {}).get("keep", 1.0)
-    layers = anatomy.dense_layers
-    shares = list(keep) if isinstance(keep, list) else [keep] * layers
-    gone = {kind: [*drop.get(kind, []), *drop.get("layers", [])] for kind in ("attention", "ffn")}
-    return {**gone, "keep": shares}

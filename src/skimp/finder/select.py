@@ -7,6 +7,7 @@ from typing import Any
 
 from skimp.finder.accuracy import Accuracies
 from skimp.finder.budget import Budget, Limit
+from skimp.finder.entry import speed_of
 from skimp.finder.proof import LEVEL, Judged, Passed, Verdict, judge, pass_in_order
 from skimp.finder.workers import Sums
 
@@ -92,7 +93,7 @@ def _fastest(
         [others.get(entry["number"], []) for entry in order],
     )
     good = order[: passed.last + 1] if passed.last is not None else []
-    ranked = sorted(good, key=lambda entry: (-_speed(entry), entry["number"]))
+    ranked = sorted(good, key=lambda entry: (-speed_of(entry), entry["number"]))
     entry, withheld = _first(budget, ranked, again)
     if entry is None:
         return _none(budget, found, withheld, passed, order)
@@ -126,12 +127,8 @@ def _value(limit: Limit, entry: Entry) -> float:
     if limit.name == "accuracy":
         return entry["accuracy"]["proving"]["difference"]
     if limit.name == "speedup":
-        return _speed(entry)
+        return speed_of(entry)
     return entry[_FIELDS[limit.name]]
-
-
-def _speed(entry: Entry) -> float:
-    return entry["speedup"] or entry["byte_bound"]
 
 
 def _timed_again(budget: Budget, entry: Entry, again: Again) -> tuple[Entry, str | None]:
