@@ -32,6 +32,7 @@ from skimp.finder.knapsack import pick
 from skimp.finder.menu import Menu
 from skimp.finder.prices import made_up
 from skimp.finder.proof import judge, pass_in_order
+from skimp.finder.search import PROMISED
 from skimp.finder.select import select
 from skimp.finder.state import State, read_json
 from skimp.measure.machine import identity
@@ -80,9 +81,9 @@ def speeds(source: str, folder: Path, number: int, seconds: float) -> dict[str, 
     """Promised and measured speed of plans for drawn budgets on speed.
 
     Picked by the machine's prices, and by the harms that a search foretold in `folder`. As in a
-    search, plans are timed and aimed again, a second timing decides what is handed out and with
-    what promise; a third is what that plan then runs at. No budget begins after `seconds`; the
-    same command goes on later. Weights are made up, which changes no time.
+    search, plans are timed and aimed again, a second and longer timing decides what is handed out
+    and with what promise; a third, as long, is what that plan then runs at. No budget begins after
+    `seconds`; the same command goes on later. Weights are made up, which changes no time.
     """
     model, rows, began = skimp.load(source).model, [], time.monotonic()
     draw = random.Random(0)
@@ -113,12 +114,13 @@ class Shooting:
 
     def at(self, wanted: float) -> dict[str, Any]:
         """What is handed out for a budget, and how it then runs."""
-        plans, entries = list[Plan](), list[dict[str, Any]]()
+        known, plans, entries = list[Chosen](), list[Plan](), list[dict[str, Any]]()
         ask: float | None = aim.first(wanted)
         while ask is not None and len(plans) <= aim.ROUNDS:
             chosen = pick(self.harms, self.menu.savings, self.menu.dense * (1 - 1 / ask))
-            if chosen is None:
+            if chosen is None or chosen in known:
                 break
+            known.append(chosen)
             plans.append(made_up(bare(plan_of(chosen, self.menu.anatomy)), self.menu.anatomy))
             entries.append(self._entry(chosen, plans[-1], len(plans)))
             ran = [(entry["foretold"], entry["speedup"]) for entry in entries]
@@ -126,7 +128,7 @@ class Shooting:
         again = dict[int, list[float]]()
 
         def timed_again(number: int) -> tuple[float, tuple[float, float]]:
-            again[number] = self._timed(plans[number - 1])
+            again[number] = self._timed(plans[number - 1], PROMISED)
             estimate, low, high = again[number]
             return estimate, (low, high)
 
@@ -142,7 +144,7 @@ class Shooting:
             "handed_out": given,
             "withheld": [each["reason"] for each in found.withheld],
             "promised": promise["speedup"] if promise else None,
-            "measured": None if given is None else self._timed(plans[given - 1])[0],
+            "measured": None if given is None else self._timed(plans[given - 1], PROMISED)[0],
         }
 
     def _entry(self, chosen: Chosen, plan: Plan, number: int) -> dict[str, Any]:
@@ -153,8 +155,8 @@ class Shooting:
         told = {"number": number, "loss_difference": harm, "tokens": 0}
         return entry | told | timed | {"speedup_interval": interval}
 
-    def _timed(self, plan: Plan) -> list[float]:
-        found = self.clock.speedup(plan)
+    def _timed(self, plan: Plan, within: float | None = None) -> list[float]:
+        found = self.clock.speedup(plan, within=within)
         return [found.estimate, *found.pair]
 
 

@@ -139,7 +139,8 @@ def test_a_speed_that_prices_misjudge_is_aimed_at_again(
     assert chosen["speedup"] >= 1.45
 
 
-def _disappointing(self: Clock, plan: Plan) -> Interval:
+def _disappointing(self: Clock, plan: Plan, *, within: float | None = None) -> Interval:
+    del within
     anatomy = Anatomy.of(self.model)
     bound = byte_bound(anatomy, reduce(plan, anatomy), Workload.parse("32+24"))
     speed = 1 + (bound - 1) * 0.7

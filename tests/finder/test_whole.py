@@ -1,5 +1,6 @@
 """Choices of the whole model: how they are judged, what they save, and when they are taken."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from skimp.finder.state import State
 from skimp.finder.texts import Windows, cut
 from skimp.finder.whole import look, share_read
 from skimp.measure import cost
+from skimp.measure.statistics import Interval
 from skimp.methods.exit.costs import Costs
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
@@ -123,7 +125,20 @@ def test_exits_are_fitted_on_what_the_plan_leaves(model: nn.Module) -> None:
     assert sums.shape[1] == SUMS + 1 and bool(sums.isfinite().all())
 
 
-def test_probes_are_timed_once(
+class FakeClock:
+    """Says in turn how fast plans run."""
+
+    says: Iterator[float]
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def speedup(self, plan: Plan) -> Interval:
+        assert "exit" in plan.sections
+        speed = next(self.says)
+        return Interval(speed, speed, speed)
+
+
+def test_exits_are_timed_once(
     model: nn.Module, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that one seed gives one plan where time counts, too."""
@@ -135,10 +150,28 @@ def test_probes_are_timed_once(
         return 1.0, {0: 0.01}
 
     monkeypatch.setattr("skimp.finder.offers.exit.timed", timed)
+    monkeypatch.setattr("skimp.finder.offers.exit.Clock", FakeClock)
+    monkeypatch.setattr(FakeClock, "says", iter([1.25] * 4), raising=False)
     setting = Setting(tiny.calibration(count=24), windows(), WORK, by_time=True)
-    first = offers()["exit"].look(model, setting, SILENT)  # type: ignore[attr-defined]
-    assert offers()["exit"].look(model, setting, SILENT) == first  # type: ignore[attr-defined]
+    gains, reason = offers()["exit"].look(model, setting, SILENT)  # type: ignore[attr-defined]
+    again = offers()["exit"].look(model, setting, SILENT)  # type: ignore[attr-defined]
+    assert again == (gains, reason)
+    assert gains and [gain.saved for gain in gains] == pytest.approx([0.2] * len(gains))
     assert len(calls) == 1
+
+
+def test_exits_that_are_no_faster_are_not_offered(
+    model: nn.Module, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever probes and bytes foretell."""
+    monkeypatch.setattr("skimp.finder.clock.root", lambda: tmp_path)
+    monkeypatch.setattr("skimp.finder.offers.exit.timed", lambda *_: (1.0, {0: 0.01}))
+    monkeypatch.setattr("skimp.finder.offers.exit.Clock", FakeClock)
+    monkeypatch.setattr(FakeClock, "says", iter([0.98] * 4), raising=False)
+    setting = Setting(tiny.calibration(count=24), windows(), WORK, by_time=True)
+    gains, refused = look(model, setting, State(tmp_path / "s", {}))
+    assert gains == []
+    assert "no faster" in refused[0]["reason"]
 
 
 def test_what_a_probe_costs_decides(
@@ -156,3 +189,25 @@ def test_a_clock_reads_several_texts_where_tokens_leave(model: nn.Module) -> Non
     text = torch.arange(200) % families.VOCABULARY
     found = Clock(model, Workload(8, 24, 1), text=text).speedup(exits(model, -1.0, probe=0))
     assert 0 < found.low <= found.estimate <= found.high
+
+
+@pytest.mark.parametrize(
+    ("spread", "within", "timings"), [(0.001, 0.03, 1), (0.5, None, 1), (0.5, 0.03, 6)]
+)
+def test_a_clock_goes_on_until_a_speed_is_known(
+    model: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    spread: float,
+    within: float | None,
+    timings: int,
+) -> None:
+    calls: list[int] = []
+
+    def ratios(*_: Any, seed: int, **__: Any) -> list[float]:
+        calls.append(seed)
+        return [1.3 + spread * (each / 5.5 - 1) for each in range(12)]
+
+    monkeypatch.setattr("skimp.finder.clock.decoding_ratios", ratios)
+    found = Clock(model, WORK).speedup(Plan.empty(Anatomy.of(model)), within=within)
+    assert found.estimate == pytest.approx(1.3)
+    assert calls == list(range(timings))

@@ -12,8 +12,8 @@ from skimp import kernels
 from skimp.engine import Engine
 from skimp.finder.prices import Measured, references
 from skimp.measure import machine
-from skimp.measure.speed import compare_decoding
-from skimp.measure.statistics import Interval
+from skimp.measure.speed import decoding_ratios
+from skimp.measure.statistics import Interval, median_interval
 from skimp.measure.timed import Timed, no_collector
 from skimp.methods.registry import reduce
 from skimp.models.anatomy import Anatomy
@@ -21,6 +21,8 @@ from skimp.models.cache import root, write_json
 from skimp.plan import Plan
 from skimp.progress import SILENT, Progress
 from skimp.workload import Workload
+
+_MOST_TIMINGS = 6
 
 
 class Clock:
@@ -34,13 +36,32 @@ class Clock:
         self._dense = Timed(Engine(model))
         self.anatomy = self._dense.anatomy
 
-    def speedup(self, plan: Plan) -> Interval:
-        """The decode speedup of a fitted plan: median of turns and its 95% interval."""
+    def speedup(self, plan: Plan, *, within: float | None = None) -> Interval:
+        """The decode speedup of a fitted plan: median over turns, and its 95% interval.
+
+        Args:
+            within: turns are added, of other prompts, until the interval reaches no further than
+                this share of the median either way, or a few times as many have been taken.
+        """
         planned = Timed(Engine(self._model, plan))
+        ratios = self._ratios(planned, 0)
+        found, taken = median_interval(ratios), 1
+        while within and taken < _MOST_TIMINGS and not precise(found.estimate, found.pair, within):
+            ratios += self._ratios(planned, taken)
+            found, taken = median_interval(ratios), taken + 1
+        return found
+
+    def _ratios(self, planned: Timed, number: int) -> list[float]:
         with torch.inference_mode(), no_collector():
-            return compare_decoding(
-                self._dense, planned, self._workload, seed=self._seed, text=self._text
+            return decoding_ratios(
+                self._dense, planned, self._workload, seed=self._seed + number, text=self._text
             )
+
+
+def precise(speed: float, interval: tuple[float, float], within: float) -> bool:
+    """Whether a speed is known to `within` a share of itself, either way."""
+    low, high = interval
+    return max(high - speed, speed - low) <= within * speed
 
 
 def measure_prices(

@@ -64,31 +64,20 @@ class Harm:
             return float(harms.mean())
         return float(_means(harms, self._documents).square().mean().sqrt())
 
-    def gradients(self, finals: Sequence[Tensor], generator: torch.Generator) -> list[list[Tensor]]:
-        """Gradients by the finals [B, S, d], a batch each: of what is summed over scored positions.
-
-        First of KL to the dense model, then of -log-probability of tokens drawn from the model
-        that `finals` are of.
-        """
-        if self._wanted is None:
-            raise ValueError("gradients are those of KL")
+    def gradients(self, finals: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Gradients by the finals [B, S, d], a batch each, summed over scored positions: of
+        -log-probability of tokens drawn from the model that `finals` are of."""
         rows = _gather(finals, self.positions)
-        slopes: list[list[Tensor]] = [[], []]
+        slopes: list[Tensor] = []
         for start in range(0, len(rows), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            entered = rows[part].detach().requires_grad_()
+            entered = rows[start : start + _CHUNK].detach().requires_grad_()
             with torch.enable_grad():
                 logits = self._replay.differentiable_logits(entered)
             guessed = logits.detach().float().softmax(-1)
             drawn = torch.multinomial(guessed.cpu(), 1, generator=generator).to(guessed.device)
-            away = guessed - self._wanted[part]
             said = guessed.scatter_add(1, drawn, torch.full_like(drawn, -1, dtype=guessed.dtype))
-            for number, wanted in enumerate((away, said)):
-                found = torch.autograd.grad(
-                    logits, entered, wanted.to(logits.dtype), retain_graph=number == 0
-                )
-                slopes[number].append(found[0])
-        return _scatter([torch.cat(each) for each in slopes], finals, self.positions)
+            slopes += torch.autograd.grad(logits, entered, said.to(logits.dtype))
+        return _scatter(torch.cat(slopes), finals, self.positions)
 
     def _cross_entropies(self, finals: Sequence[Tensor]) -> Tensor:
         """Nats at each scored position [n], of the dense model's guess or of the text itself."""
@@ -186,21 +175,16 @@ def _gather(finals: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor:
     )
 
 
-def _scatter(
-    rows: Sequence[Tensor], finals: Sequence[Tensor], positions: Sequence[Tensor]
-) -> list[list[Tensor]]:
-    """The inverse of `_gather`, of several tensors; rows of one position add up."""
-    found, start = [], 0
-    for final, places in zip(finals, positions, strict=True):
-        stop = start + len(places)
-        at = places.to(final.device)
-        flat = [
-            torch.zeros_like(final).reshape(-1, final.shape[-1]).index_add(0, at, each[start:stop])
-            for each in rows
-        ]
-        found.append([each.view_as(final) for each in flat])
-        start = stop
-    return found
+def _scatter(rows: Tensor, finals: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of `_gather`; rows of one position add up."""
+    parts = rows.split([len(each) for each in positions])
+    return [
+        torch.zeros_like(final)
+        .reshape(-1, final.shape[-1])
+        .index_add(0, places.to(final.device), part)
+        .view_as(final)
+        for final, places, part in zip(finals, positions, parts, strict=True)
+    ]
 
 
 def _owners(replay: Replay, positions: Sequence[Tensor]) -> Tensor:

@@ -39,6 +39,7 @@ from skimp.workload import Workload
 Costs = Literal["measured", "bytes"]
 
 Shown = Callable[[Sequence[tuple[float, float]], Sequence[tuple[str, float, float]]], None]
+PROMISED = 0.03  # a speed is timed, before it is promised, until it is known to so much of itself
 _LOSS = 0.6  # loss on held-out text, as a share of the joint harm on the choosing text
 
 
@@ -303,17 +304,17 @@ class Search:
         found = self._state.remember(f"timed-{name}", lambda: self._timed(name))
         entry["speedup"], entry["speedup_interval"] = found["estimate"], found["interval"]
 
-    def _timed(self, name: str) -> dict[str, Any]:
+    def _timed(self, name: str, within: float | None = None) -> dict[str, Any]:
         if self._clock is None:
             text = self._texts.choosing.ids.flatten()
             self._clock = Clock(self._model, self._wanted.workload, self._wanted.seed, text)
-        found = self._clock.speedup(Plan.read(self._state.plan(name)))
+        found = self._clock.speedup(Plan.read(self._state.plan(name)), within=within)
         return {"estimate": found.estimate, "interval": list(found.pair)}
 
     def _seconds_of(self, number: int) -> tuple[float, tuple[float, float]]:
-        """A second timing, of a plan that is about to be handed out."""
+        """A second, longer timing, of a plan that is about to be handed out."""
         name = next(entry["file"] for entry in self._entries if entry["number"] == number)
-        found = self._state.remember(f"timed-again-{name}", lambda: self._timed(name))
+        found = self._state.remember(f"timed-again-{name}", lambda: self._timed(name, PROMISED))
         return found["estimate"], (found["interval"][0], found["interval"][1])
 
     def _add_rules(self, rules: Sequence[tuple[str, Callable[[], Plan]]]) -> None:

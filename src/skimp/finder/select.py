@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 from skimp.finder.accuracy import Accuracies
 from skimp.finder.budget import Budget, Limit
+from skimp.finder.clock import precise
 from skimp.finder.entry import speed_of
 from skimp.finder.proof import LEVEL, Judged, Passed, Verdict, judge, pass_in_order
 from skimp.finder.workers import Sums
@@ -20,6 +20,7 @@ _FIELDS = {
     "loss": "loss_difference",
     "kl": "kl",
 }
+_KNOWN = 0.05  # a speed that is asked for must be known to within so much of itself
 _SLOWER = 0.95  # of what was promised: a plan that is slower when timed again is not handed out
 
 
@@ -132,30 +133,27 @@ def _value(limit: Limit, entry: Entry) -> float:
 
 
 def _timed_again(budget: Budget, entry: Entry, again: Again) -> tuple[Entry, str | None]:
-    """The entry with the speed of both timings, and why it is not handed out though it keeps the
-    budget; None if it may be.
+    """The entry with the speed that may be promised, and why it is not handed out though it keeps
+    the budget; None if it may be.
 
     A plan that is chosen for its speed was lucky when it was timed; a second timing has no luck.
     """
     if entry["speedup"] is None:
         return entry, None
-    promised, (lowest, highest) = entry["speedup"], entry["speedup_interval"]
+    before, bound = entry["speedup"], entry["byte_bound"]
     speed, (low, high) = again(entry["number"])
-    bound = entry["byte_bound"]
-    both = sqrt(promised * speed)
-    known = {
-        **entry,
-        "speedup": both,
-        "speedup_interval": [min(low, lowest), max(high, highest)],
-    }
-    shown = f"It ran at {promised:.3g}x, and at {speed:.3g}x ({low:.3g} to {high:.3g}) when timed "
-    if high < promised * _SLOWER:
+    known = {**entry, "speedup": speed, "speedup_interval": [low, high]}
+    shown = f"It ran at {before:.3g}x, and at {speed:.3g}x ({low:.3g} to {high:.3g}) when timed "
+    if high < before * _SLOWER:
         return known, f"{shown}again; by its bytes it could be {bound:.3g}x."
     if high <= 1:
         reason = f"It reads 1/{bound:.3g} of the bytes, but ran at {speed:.3g}x: it is not faster."
         return known, reason
     if not affordable(budget, known):
-        return known, f"{shown}again: {both:.3g}x in all, less than asked for."
+        return known, f"{shown}again: less than asked for."
+    if budget.get("speedup") and not precise(speed, (low, high), _KNOWN):
+        reason = f"{shown}again: not known to within {_KNOWN:.0%}. Is something else running here?"
+        return known, reason
     return known, None
 
 

@@ -64,7 +64,6 @@ class Stage:
         self._handles: list[Any] = []
         self._texts = 0  # of the batch under way
         self._wiring = thinnable(replay.model, Anatomy.of(replay.model))
-        self.chosen: dict[Place, Choice] = {}
         self._states: list[list[Tensor]] = []
 
     def __enter__(self) -> Self:
@@ -82,17 +81,17 @@ class Stage:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._states, self.chosen = [], [], {}
-
-    def go_to(self, chosen: Chosen) -> float:
-        """Put these choices in place for good; the joint harm, in nats per token."""
-        found, states = self._try(chosen)
-        self.chosen, self._states = dict(chosen), states
-        return found
+        self._handles, self._states = [], []
 
     def harm_of(self, chosen: Chosen) -> float:
-        """The joint harm of these choices, in nats per token; nothing stays."""
-        return self._try(chosen)[0]
+        """The joint harm of these choices, in nats per token."""
+        start = min((layer for layer, _ in chosen), default=len(self.replay.layers))
+        self._trial = dict(chosen)
+        try:
+            states = self._run([kept[: start + 1] for kept in self._states], start)
+        finally:
+            self._trial = {}
+        return self.harm([each[-1] for each in states])
 
     def output_map(self, layer: int) -> Tensor:
         """The weight [F, d] of the output map of an FF."""
@@ -101,7 +100,7 @@ class Stage:
         return weight if neuron_axis(linear, inputs=True) == 0 else weight.T
 
     def state(self, layer: int, batch: int) -> Tensor:
-        """The hidden state [B, S, d] that enters a layer, by the choices in place."""
+        """The hidden state [B, S, d] that enters a layer of the dense model."""
         return self._states[batch][layer]
 
     @property
@@ -111,12 +110,12 @@ class Stage:
 
     def watch(self, layer: int, hidden: Tensor, batch: int) -> tuple[Tensor, dict[Place, Seen]]:
         """Run a layer with gradients, from `hidden` [B, S, d]; what its sublayers met."""
-        self._trial, self._seen, self._texts = self.chosen, {}, len(hidden)
+        self._seen, self._texts = {}, len(hidden)
         try:
             out = self.replay.differentiable(layer, hidden, batch)
             return out, self._seen
         finally:
-            self._trial, self._seen = {}, None
+            self._seen = None
 
     def base(self, choices: Sequence[Choice], seen: Seen, slopes: Tensor, neural: Tensor) -> Tensor:
         """g·c [B, S, choices] of choices of one offer and place: c the change of the output from
@@ -137,16 +136,6 @@ class Stage:
         lost = (deviation * neural) @ thinning.gone.float()
         lost[:, : thinning.start] = 0
         return -lost
-
-    def _try(self, chosen: Chosen) -> tuple[float, list[list[Tensor]]]:
-        changed = self.chosen.items() ^ chosen.items()
-        start = min((place[0] for place, _ in changed), default=len(self.replay.layers))
-        self._trial = dict(chosen)
-        try:
-            states = self._run([kept[: start + 1] for kept in self._states], start)
-        finally:
-            self._trial = {}
-        return self.harm([each[-1] for each in states]), states
 
     def _run(self, states: list[list[Tensor]], start: int) -> list[list[Tensor]]:
         """The states with those behind every layer from `start` on added."""

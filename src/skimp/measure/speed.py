@@ -30,7 +30,7 @@ from skimp.errors import WorkloadError
 from skimp.measure import cost, oracle
 from skimp.measure.machine import Machine, profile
 from skimp.measure.memory import check_workload
-from skimp.measure.statistics import Interval, median_interval
+from skimp.measure.statistics import median_interval
 from skimp.measure.timed import Decoding, Schedule, Side, Timed, no_collector
 from skimp.plan import Plan
 from skimp.progress import SILENT, Progress
@@ -230,7 +230,7 @@ def compare_speed(
     )
 
 
-def compare_decoding(
+def decoding_ratios(
     dense: Timed,
     planned: Timed,
     workload: Workload,
@@ -238,8 +238,8 @@ def compare_decoding(
     steps: int = 96,
     seed: int = 0,
     text: Tensor | None = None,
-) -> Interval:
-    """Dense over planned time of decode steps alone: the median of turns, and its 95% interval.
+) -> list[float]:
+    """Dense over planned time of decode steps alone, pair by pair of neighbouring turns.
 
     One prompt is read by each side, so this takes a fraction of :func:`compare_speed`; what it says
     of a plan hangs on one prompt. `dense` may serve for many plans. Where tokens leave early, some
@@ -267,9 +267,9 @@ def compare_decoding(
     if planned.leaves:
         turns = len(schedule.turns)
         means = zip(dense.rounds(turns), planned.rounds(turns), strict=True)
-        return median_interval([before / after for before, after in means])
+        return [before / after for before, after in means]
     pairs = zip(dense.turns, planned.turns, strict=True)
-    return median_interval([median(before) / median(after) for before, after in pairs])
+    return [median(before) / median(after) for before, after in pairs]
 
 
 def _time(

@@ -5,8 +5,9 @@ How early that is hangs on what is said, so an agreement is chosen, and probes w
 the dense model; translators, rules and thresholds are fitted to the plan that it becomes part of.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from math import sqrt
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from skimp.calibration.replay import Replay, pack
 from skimp.errors import CalibrationError
 from skimp.finder.choices import WHOLE, Choice, Gain, Setting
-from skimp.finder.clock import kept
+from skimp.finder.clock import Clock, kept
 from skimp.finder.judge import Judge, part
 from skimp.finder.texts import EXITS
 from skimp.methods.exit.costs import Costs, by_bytes, priced, timed
@@ -64,6 +65,7 @@ class ExitOffer:
             return [], str(error).rstrip(".")
         costs = _costs(model, fitter, setting)
         judge, gains, reason = Judge(model, setting.windows), list[Gain](), ""
+        speedup = _speedup(model, setting)
         for agreement in AGREEMENTS:
             section = replace(_SECTION, agreement=agreement)
             found = fitter.find(section, agreements=(agreement,), costs=costs, published=False)
@@ -73,9 +75,12 @@ class ExitOffer:
             way = found.chosen
             data = way.section.to_dict()
             plan = Plan.empty(anatomy).with_section(SECTION, data).with_values(way.values)
+            faster = speedup(plan) if setting.by_time else way.at(agreement).speedup
+            if faster <= 1:
+                reason = f"by the clock exits at {agreement:g} make decoding no faster"
+                continue
             choice = _choice(agreement, way.section.probe, way.section.candidates)
-            harm = _harm(judge(plan))
-            gains.append(Gain(choice, 1 - 1 / way.at(agreement).speedup, harm))
+            gains.append(Gain(choice, 1 - 1 / faster, _harm(judge(plan))))
         return gains, "" if gains else reason
 
     def sections(self, choices: Sequence[Choice], anatomy: Anatomy) -> dict[str, dict[str, Any]]:
@@ -125,6 +130,24 @@ def _costs(model: nn.Module, fitter: Fitter, setting: Setting) -> Costs:
     found = kept("probes", model, setting.workload, probed)
     probes = {int(count): seconds for count, seconds in found["probes"].items()}
     return priced(fitter.anatomy, setting.workload, found["head"], probes)
+
+
+def _speedup(model: nn.Module, setting: Setting) -> Callable[[Plan], float]:
+    """How much faster a plan decodes than the dense model by the clock, on the choosing text.
+
+    What is foretold of exits leaves out what a step's stretches cost beside probes and bytes.
+    """
+    clock = cache(lambda: Clock(model, setting.workload, text=setting.windows.ids.flatten()))
+
+    def found(plan: Plan) -> float:
+        name = f"exits-{plan.digest()}"
+
+        def timed() -> dict[str, float]:
+            return {name: clock().speedup(plan).estimate}
+
+        return kept(name, model, setting.workload, timed)[name]
+
+    return found
 
 
 def _harm(sums: torch.Tensor) -> float:
