@@ -32,6 +32,12 @@ def test_rows_are_all_combinations() -> None:
     assert other == [("a", "p", "transformers", "bf16")]  # its own default
 
 
+def test_tiny_models_are_not_asked_for_late_layers() -> None:
+    plans = ["FF", *matrix.TRAINED]
+    found = list(matrix.rows(["llama", "demo"], plans, ["gguf"], ["f32"]))
+    assert [row[:2] for row in found] == [("llama", "FF"), *(("demo", plan) for plan in plans)]
+
+
 @pytest.mark.slow
 def test_refused_written_and_gone_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--families", "gpt2,llama", "--plans", "FF", "--targets", "decilm")
