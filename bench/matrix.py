@@ -80,8 +80,8 @@ PLANS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "experts": {"keep": 0.75, "scope": "calibrated"},
     },
 }
-# What a trained model of 30 layers can do without: engines are no fair judges of one whose logits
-# the plan has made noise. The layers are those that `skimp plan demo --rule cosine` names.
+# Mild ones for a trained model of 30 layers, since no engine can repeat logits that a plan has made
+# noise. The layers are those that `skimp plan demo --rule cosine --drop-attention 3` chooses.
 _LATE = [25, 26, 29]
 TRAINED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "late": {
