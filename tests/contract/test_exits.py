@@ -16,7 +16,7 @@ from tests.contract.test_engine import CUT, PLAIN, decode_by, prompts, served
 from tests.contract.test_experts import FUSED
 from tests.families import SAMPLES, WINDOW, Sample
 from torch import Tensor, nn
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 import skimp
 from skimp.engine import Engine, State
@@ -232,6 +232,32 @@ def test_who_has_ended_holds_nobody_up(model: nn.Module, probed: Sample, kv: str
         _, state = engine.prefill(rows[1:], 4)
         alone = [engine.decode(state, step[1:])[0] for step in tokens]
     assert_close(torch.stack(both), torch.stack(alone))
+
+
+def test_who_has_ended_holds_nobody_up_behind_transformers_generate() -> None:
+    model: Any = SAMPLES["llama"].build()
+    engine = Engine(model, exits(model))
+    assert engine.exits is not None
+    looked: list[tuple[int, int]] = []
+
+    def leaves(column: int, place: int) -> Tensor:
+        looked.append((column - CUT, place))
+        return torch.tensor([True, False])  # the second sequence would run all layers
+
+    def ended(ids: Tensor, scores: Any) -> Tensor:
+        return torch.tensor([False, ids.shape[1] > CUT + 1])
+
+    engine.exits.script = leaves
+    ids = BATCH.ids[:2, :CUT]
+    model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=4,
+        do_sample=False,
+        stopping_criteria=StoppingCriteriaList([ended]),  # type: ignore[list-item]
+        custom_generate=engine.custom_generate,
+    )
+    assert looked == [(0, 1), (0, 2), (1, 1), (2, 1)]
 
 
 def steps(engine: Engine, rows: list[list[int]], tokens: Tensor) -> tuple[Tensor, list[list[int]]]:

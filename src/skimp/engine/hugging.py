@@ -51,6 +51,8 @@ def custom_generate(engine: Decoder) -> Any:
                 going = going & ~stopping_criteria(ids, None)
             if not bool(going.any()) or index + 1 == new:
                 break
+            # Early exits need not wait for those that nobody listens to any more.
+            state.idle = None if bool(going.all()) else ~going
             logits = engine.decode(state, tokens)
         if streamer is not None:
             streamer.end()
