@@ -122,7 +122,7 @@ def test_experts_on_the_stage_are_those_of_the_plan(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_foretold_is_what_happens(name: str) -> None:
-    """Every single choice: foretold and measured go together, and are of one size."""
+    """Every single choice: foretold and measured go together, in proportion and of one size."""
     model = families.build(name)
     stage, choices = stage_of(model)
     some = [choice for choice in choices if choice.level in (_fill(model), "0.9", "0.5")]
@@ -133,6 +133,8 @@ def test_what_is_foretold_is_what_happens(name: str) -> None:
     ranks = torch.stack([each.argsort().argsort().float() for each in (told, real)])
     assert float(torch.corrcoef(ranks)[0, 1]) > 0.8
     assert 0.3 < float(told.sum() / real.sum()) < 3
+    spread = torch.stack([real.log(), told.log()]).cov()
+    assert 0.75 < float(spread[0, 1] / spread[0, 0]) < 1.4  # a half, were they not squared
 
 
 def test_trials_leave_nothing_behind() -> None:
