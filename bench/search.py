@@ -117,7 +117,7 @@ class Shooting:
         known, plans, entries = list[Chosen](), list[Plan](), list[dict[str, Any]]()
         ask: float | None = aim.first(wanted)
         while ask is not None and len(plans) <= aim.ROUNDS:
-            chosen = pick(self.harms, self.menu.savings, self.menu.dense * (1 - 1 / ask))
+            chosen = pick(self.harms, self.menu.savings, self.menu.to_save(ask))
             if chosen is None or chosen in known:
                 break
             known.append(chosen)
@@ -133,9 +133,8 @@ class Shooting:
             return estimate, (low, high)
 
         limit = Budget.parse([f"speedup>={wanted}"])
-        found = select(
-            limit, entries, {number + 1: [] for number in range(len(plans))}, timed_again
-        )
+        judged = {entry["number"]: [] for entry in entries}
+        found = select(limit, entries, judged, timed_again)
         given, promise = found.number, found.promise
         return {
             "budget": wanted,

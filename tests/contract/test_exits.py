@@ -16,13 +16,12 @@ from tests.contract.test_engine import CUT, PLAIN, decode_by, prompts, served
 from tests.contract.test_experts import FUSED
 from tests.families import SAMPLES, WINDOW, Sample
 from torch import Tensor, nn
-from transformers import LogitsProcessorList, StoppingCriteriaList
 
 import skimp
 from skimp.engine import Engine, State
 from skimp.engine.attention import Unsupported
 from skimp.engine.runners import cache_tensors
-from skimp.errors import PlanError, RequestError
+from skimp.errors import PlanError
 from skimp.models.anatomy import Anatomy
 from skimp.plan import Plan
 
@@ -234,32 +233,6 @@ def test_who_has_ended_holds_nobody_up(model: nn.Module, probed: Sample, kv: str
     assert_close(torch.stack(both), torch.stack(alone))
 
 
-def test_who_has_ended_holds_nobody_up_behind_transformers_generate() -> None:
-    model: Any = SAMPLES["llama"].build()
-    engine = Engine(model, exits(model))
-    assert engine.exits is not None
-    looked: list[tuple[int, int]] = []
-
-    def leaves(column: int, place: int) -> Tensor:
-        looked.append((column - CUT, place))
-        return torch.tensor([True, False])  # the second sequence would run all layers
-
-    def ended(ids: Tensor, scores: Any) -> Tensor:
-        return torch.tensor([False, ids.shape[1] > CUT + 1])
-
-    engine.exits.script = leaves
-    ids = BATCH.ids[:2, :CUT]
-    model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=4,
-        do_sample=False,
-        stopping_criteria=StoppingCriteriaList([ended]),  # type: ignore[list-item]
-        custom_generate=engine.custom_generate,
-    )
-    assert looked == [(0, 1), (0, 2), (1, 1), (2, 1)]
-
-
 def steps(engine: Engine, rows: list[list[int]], tokens: Tensor) -> tuple[Tensor, list[list[int]]]:
     """Logits [1 + steps, B, V] and the depths of every step."""
     logits, state = engine.prefill(rows, len(tokens) + 2)
@@ -344,28 +317,6 @@ def test_what_all_layers_read_again_has_not_left() -> None:
         found.append((state.exits.ran, *state.exits.depths, state.exits.head))
     early, full = (1, 1, False), (layers, layers, True)
     assert found == [early, early, full, early]
-
-
-@pytest.mark.parametrize("sample_tokens", (False, True))
-def test_candidates_that_are_all_forbidden_are_named(sample_tokens: bool) -> None:
-    """Not token 0 in silence, nor a crash in the draw: processors may forbid what a probe read."""
-    model: Any = SAMPLES["llama"].build()
-    engine = Engine(model, exits(model, threshold=0.0, candidates=2))
-
-    def forbid(ids: Tensor, scores: Tensor) -> Tensor:
-        open_to = scores.isfinite()
-        return scores.masked_fill(open_to, -torch.inf) if int(open_to.sum()) == 2 else scores
-
-    with pytest.raises(RequestError, match="forbid every token"):
-        model.generate(
-            input_ids=SINGLE.ids[:, :CUT],
-            attention_mask=torch.ones(1, CUT, dtype=torch.long),
-            max_new_tokens=4,
-            do_sample=sample_tokens,
-            top_k=0,
-            logits_processor=LogitsProcessorList([forbid]),
-            custom_generate=engine.custom_generate,
-        )
 
 
 @examples(15)

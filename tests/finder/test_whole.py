@@ -16,7 +16,7 @@ from skimp.finder.menu import Menu
 from skimp.finder.prices import Bytes
 from skimp.finder.state import State
 from skimp.finder.texts import Windows, cut
-from skimp.finder.whole import look, share_read
+from skimp.finder.whole import look, share_read, whole_offers
 from skimp.measure import cost
 from skimp.measure.statistics import Interval
 from skimp.methods.exit.costs import Costs
@@ -153,8 +153,8 @@ def test_exits_are_timed_once(
     monkeypatch.setattr("skimp.finder.offers.exit.Clock", FakeClock)
     monkeypatch.setattr(FakeClock, "says", iter([1.25] * 4), raising=False)
     setting = Setting(tiny.calibration(count=24), windows(), WORK, by_time=True)
-    gains, reason = offers()["exit"].look(model, setting, SILENT)  # type: ignore[attr-defined]
-    again = offers()["exit"].look(model, setting, SILENT)  # type: ignore[attr-defined]
+    gains, reason = whole_offers()["exit"].look(model, setting, SILENT)
+    again = whole_offers()["exit"].look(model, setting, SILENT)
     assert again == (gains, reason)
     assert gains and [gain.saved for gain in gains] == pytest.approx([0.2] * len(gains))
     assert len(calls) == 1

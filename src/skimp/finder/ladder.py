@@ -210,7 +210,7 @@ class Ladder:
             place: {choice: self._harm(choice, factors) for choice in own}
             for place, own in menu.savings.items()
         }
-        found = pick(harms, menu.savings, _saving(menu, speed))
+        found = pick(harms, menu.savings, menu.to_save(speed))
         return None if found is None else _with_attention(found, self.foretold, menu)
 
     def _harm(self, choice: Choice | None, factors: Factors) -> float:
@@ -224,10 +224,6 @@ class Ladder:
 
     def _sum(self, chosen: Chosen) -> float:
         return sum(self._harm(choice, {}) for choice in chosen.values())
-
-
-def _saving(menu: Menu, speed: float) -> float:
-    return menu.dense * (1 - 1 / speed)
 
 
 def _with_attention(

@@ -64,6 +64,10 @@ class Menu:
                 found[place][choice] = self.dense - self.cost({place: choice})
         return found
 
+    def to_save(self, speed: float) -> float:
+        """What of a dense decode step has to be saved to be so many times as fast."""
+        return self.dense * (1 - 1 / speed)
+
     def cost(self, chosen: Chosen) -> float:
         """What a decode step of the plan that choices make costs."""
         planned = reduce(plan_of(chosen, self.anatomy), self.anatomy)

@@ -107,7 +107,6 @@ class Search:
         self._entries: list[Entry] = []
         self._sums: dict[int, Sums] = {}
         self._able: list[Rung] = []
-        self._ladder: Ladder | None = None
         self._refused: list[dict[str, str]] = []
         self.complete = True
 
@@ -182,13 +181,18 @@ class Search:
 
     def _aim_again(self) -> None:
         """Judge and time another plan for a speed that is asked for and that none runs at."""
-        asked = [limit.value for limit in self._wanted.budget.cost if limit.name == "speedup"]
-        for wanted in asked * aim.ROUNDS if self._wanted.costs == "measured" else ():
-            ran = [(e["foretold"], e["speedup"]) for e in self._entries if e["foretold"]]
-            speed = aim.again(wanted, [each for each in ran if each[1]])
+        asked = self._wanted.budget.get("speedup")
+        if asked is None or self._wanted.costs == "bytes":
+            return
+        for _ in range(aim.ROUNDS):
+            ran = [
+                (entry["foretold"], entry["speedup"])
+                for entry in self._entries
+                if entry["foretold"] and entry["speedup"]
+            ]
+            speed = aim.again(asked.value, ran)
             if speed is None or self._late():
                 return
-            assert self._ladder is not None
             with self._ladder as ladder:
                 rungs = ladder.rungs(speed)
             known = {entry["file"] for entry in self._entries}
